@@ -1,0 +1,216 @@
+// Package contract says what a clientv3.KV does, as tests written from etcd's
+// documentation and seen to pass on etcd's own client. Whatever stands in for
+// that client has to pass them unchanged.
+//
+// Revisions are compared by their order, not by their distance: a KV may use
+// more of them than there are calls.
+package contract
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+// Open returns the KV under test, over a client of its own.
+type Open func(t *testing.T, cli *clientv3.Client) clientv3.KV
+
+// Run runs all cases, each on an empty cluster, once with values of a few bytes
+// and once with values of many.
+func Run(t *testing.T, open Open) {
+	cluster := etcdtest.Start(t, 1, nil)
+	for _, size := range []struct {
+		name  string
+		bytes int
+	}{{"small", 0}, {"large", 90 << 10}} {
+		t.Run(size.name, func(t *testing.T) {
+			for _, c := range cases {
+				t.Run(c.name, func(t *testing.T) {
+					cluster.Wipe(t)
+					cli := cluster.Client(t)
+					c.run(&fixture{
+						T: t, Assertions: require.New(t), ctx: t.Context(),
+						KV: open(t, cli), cli: cli, bytes: size.bytes,
+					})
+				})
+			}
+		})
+	}
+}
+
+type testCase struct {
+	name string
+	run  func(*fixture)
+}
+
+// cases are those of all files of the package.
+var cases = join(putCases, getCases, streamCases, deleteCases, txnCases, compareCases, widthCases, keyCases, errorCases)
+
+func join(all ...[]testCase) (joined []testCase) {
+	for _, cs := range all {
+		joined = append(joined, cs...)
+	}
+	return joined
+}
+
+// fixture is what a case has at hand: the KV under test, and the plain client
+// for leases.
+type fixture struct {
+	*testing.T
+	*require.Assertions
+	clientv3.KV
+	ctx   context.Context
+	cli   *clientv3.Client
+	bytes int
+}
+
+// v returns the value of that name. Values sort as their names do, and are
+// followed by as many bytes as the size that the case runs with.
+func (f *fixture) v(name string) string {
+	if f.bytes == 0 {
+		return name
+	}
+	return fmt.Sprintf("%-32s%s", name, text(f.bytes, name))
+}
+
+// text returns n bytes that compress to about half, the same for the same seed.
+func text(n int, seed string) string {
+	var b strings.Builder
+	b.Grow(n)
+	io.CopyN(&b, hexReader{rand.NewChaCha8(key(seed))}, int64(n))
+	return b.String()
+}
+
+func key(seed string) (k [32]byte) {
+	copy(k[:], seed)
+	return k
+}
+
+type hexReader struct{ random io.Reader }
+
+func (r hexReader) Read(b []byte) (int, error) {
+	n, err := r.random.Read(b)
+	for i := range b[:n] {
+		b[i] = "0123456789abcdef"[b[i]&15]
+	}
+	return n, err
+}
+
+func (f *fixture) put(key, val string, opts ...clientv3.OpOption) *clientv3.PutResponse {
+	f.Helper()
+	resp, err := f.Put(f.ctx, key, val, opts...)
+	f.NoError(err)
+	f.header(resp.Header)
+	return resp
+}
+
+func (f *fixture) get(key string, opts ...clientv3.OpOption) *clientv3.GetResponse {
+	f.Helper()
+	resp, err := f.Get(f.ctx, key, opts...)
+	f.NoError(err)
+	f.header(resp.Header)
+	return resp
+}
+
+func (f *fixture) del(key string, opts ...clientv3.OpOption) *clientv3.DeleteResponse {
+	f.Helper()
+	resp, err := f.Delete(f.ctx, key, opts...)
+	f.NoError(err)
+	f.header(resp.Header)
+	return resp
+}
+
+// stream returns what GetStream streams, joined, and in how many messages.
+func (f *fixture) stream(key string, opts ...clientv3.OpOption) *clientv3.GetResponse {
+	f.Helper()
+	ch, err := f.GetStream(f.ctx, key, opts...)
+	f.NoError(err)
+	resp, err := clientv3.GetStreamToGetResponse(ch)
+	f.NoError(err)
+	return resp
+}
+
+func (f *fixture) txn(cmps []clientv3.Cmp, then, otherwise []clientv3.Op) *clientv3.TxnResponse {
+	f.Helper()
+	resp, err := f.Txn(f.ctx).If(cmps...).Then(then...).Else(otherwise...).Commit()
+	f.NoError(err)
+	f.header(resp.Header)
+	return resp
+}
+
+// header checks that a header is that of a member's own answer.
+func (f *fixture) header(h *pb.ResponseHeader) {
+	f.Helper()
+	f.NotNil(h)
+	f.NotZero(h.ClusterId)
+	f.NotZero(h.MemberId)
+	f.NotZero(h.Revision)
+	f.NotZero(h.RaftTerm)
+}
+
+func (f *fixture) lease() clientv3.LeaseID {
+	f.Helper()
+	resp, err := f.cli.Grant(f.ctx, 600)
+	f.NoError(err)
+	return resp.ID
+}
+
+// value checks that key holds val and returns it.
+func (f *fixture) value(key, val string) *mvccpb.KeyValue {
+	f.Helper()
+	resp := f.get(key)
+	f.Len(resp.Kvs, 1, "key %q", key)
+	f.equal(val, resp.Kvs[0].Value)
+	return resp.Kvs[0]
+}
+
+// missing checks that there is no key.
+func (f *fixture) missing(key string) {
+	f.Helper()
+	f.Empty(f.get(key).Kvs)
+}
+
+// equal compares values without printing megabytes.
+func (f *fixture) equal(want string, got []byte) {
+	f.Helper()
+	if want != string(got) {
+		f.Failf("wrong value", "want %d bytes %.40q, got %d bytes %.40q", len(want), want, len(got), got)
+	}
+}
+
+// same checks that two answers to a get are equal.
+func (f *fixture) same(want, got *clientv3.GetResponse) {
+	f.Helper()
+	f.Equal(keys(want.Kvs), keys(got.Kvs))
+	f.True(proto.Equal((*pb.RangeResponse)(want), (*pb.RangeResponse)(got)), "headers %v, %v, counts %d, %d, more %v, %v",
+		want.Header, got.Header, want.Count, got.Count, want.More, got.More)
+}
+
+// keys returns the keys of kvs.
+func keys(kvs []*mvccpb.KeyValue) []string {
+	names := make([]string, len(kvs))
+	for i, kv := range kvs {
+		names[i] = string(kv.Key)
+	}
+	return names
+}
+
+// values checks that kvs are those keys and values, in that order.
+func (f *fixture) values(kvs []*mvccpb.KeyValue, keysAndValues ...string) {
+	f.Helper()
+	f.Len(kvs, len(keysAndValues)/2, "keys %q", keys(kvs))
+	for i, kv := range kvs {
+		f.Equal(keysAndValues[2*i], string(kv.Key))
+		f.equal(keysAndValues[2*i+1], kv.Value)
+	}
+}

@@ -1,0 +1,43 @@
+package wire
+
+import (
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// ProposalBytes returns the size of the raft entry that a write request, a
+// [pb.PutRequest], [pb.DeleteRangeRequest] or [pb.TxnRequest], becomes on a
+// server without authentication: the request in an InternalRaftRequest, as
+// etcdserver marshals it. With authentication the entry also holds the user's
+// name and a revision.
+func ProposalBytes(r proto.Message) int {
+	p := &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: 1 << 63}} // the longest varint
+	switch r := r.(type) {
+	case *pb.PutRequest:
+		p.Put = r
+	case *pb.DeleteRangeRequest:
+		p.DeleteRange = r
+	case *pb.TxnRequest:
+		p.Txn = r
+	default:
+		panic(fmt.Sprintf("wire: %T is not a write request", r))
+	}
+	return proto.Size(p)
+}
+
+// Writes reports whether etcd proposes the transaction to raft: whether it holds
+// anything but ranges, in either branch. The server asks the same question in
+// the same way (etcdserver/txn.IsTxnReadonly): a nested transaction counts as a
+// write even where it only reads.
+func Writes(r *pb.TxnRequest) bool {
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			if op.GetRequestRange() == nil {
+				return true
+			}
+		}
+	}
+	return false
+}
