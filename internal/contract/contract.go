@@ -9,9 +9,7 @@ package contract
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"strings"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
@@ -83,27 +81,17 @@ func (f *fixture) v(name string) string {
 	return fmt.Sprintf("%-32s%s", name, text(f.bytes, name))
 }
 
-// text returns n bytes that compress to about half, the same for the same seed.
+// text returns n bytes that compress to about half, names and numbers, the same
+// for the same seed.
 func text(n int, seed string) string {
-	var b strings.Builder
-	b.Grow(n)
-	io.CopyN(&b, hexReader{rand.NewChaCha8(key(seed))}, int64(n))
-	return b.String()
-}
-
-func key(seed string) (k [32]byte) {
-	copy(k[:], seed)
-	return k
-}
-
-type hexReader struct{ random io.Reader }
-
-func (r hexReader) Read(b []byte) (int, error) {
-	n, err := r.random.Read(b)
-	for i := range b[:n] {
-		b[i] = "0123456789abcdef"[b[i]&15]
+	var key [32]byte
+	copy(key[:], seed)
+	random := rand.NewChaCha8(key)
+	b := make([]byte, 0, n+32)
+	for len(b) < n {
+		b = fmt.Appendf(b, "\"requests\":%d,", random.Uint64()>>40)
 	}
-	return n, err
+	return string(b[:n])
 }
 
 func (f *fixture) put(key, val string, opts ...clientv3.OpOption) *clientv3.PutResponse {

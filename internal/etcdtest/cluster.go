@@ -21,6 +21,7 @@ import (
 type Cluster struct {
 	Members []*embed.Etcd
 
+	clients []*clientv3.Client // a server waits for their streams to end
 	stopped bool
 }
 
@@ -91,6 +92,9 @@ func (c *Cluster) stop() {
 		return
 	}
 	c.stopped = true
+	for _, cli := range c.clients {
+		cli.Close()
+	}
 	for _, e := range c.Members {
 		e.Close()
 	}
@@ -116,6 +120,7 @@ func (c *Cluster) ClientOf(t testing.TB, endpoints ...string) *clientv3.Client {
 	t.Helper()
 	cli, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
 	require.NoError(t, err)
+	c.clients = append(c.clients, cli)
 	t.Cleanup(func() { cli.Close() })
 	return cli
 }

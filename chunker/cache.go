@@ -1,0 +1,94 @@
+package chunker
+
+import (
+	"bytes"
+	"container/list"
+	"sync"
+
+	"github.com/kvwrap/kvwrap/internal/format"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// cache remembers where the chunks of recently used keys are stored, and the
+// values that are read again and again. What it says may be out of date and is
+// never trusted: a read compares, a write is guarded.
+type cache struct {
+	mu     sync.Mutex
+	size   int                      // bytes, at the most
+	left   int                      // bytes
+	recent *list.List               // of *chunked, the most recently used first
+	byKey  map[string]*list.Element // into recent
+}
+
+// chunked is a chunked value as it was last seen at a key. It is immutable.
+type chunked struct {
+	key    string
+	meta   *mvccpb.KeyValue // without the value
+	layout *format.Layout
+	value  []byte // nil unless it is kept
+}
+
+func newChunked(kv *mvccpb.KeyValue, l *format.Layout) *chunked {
+	return &chunked{key: string(kv.Key), layout: l, meta: &mvccpb.KeyValue{
+		Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
+	}}
+}
+
+func (c *chunked) bytes() int { return 2*len(c.key) + c.layout.Bytes() + len(c.value) }
+
+func newCache(bytes int) *cache {
+	return &cache{size: bytes, left: bytes, recent: list.New(), byKey: make(map[string]*list.Element)}
+}
+
+// get returns what is known of key, nil where nothing is.
+func (c *cache) get(key []byte) *chunked {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.byKey[string(key)]
+	if e == nil {
+		return nil
+	}
+	c.recent.MoveToFront(e)
+	return e.Value.(*chunked)
+}
+
+// put remembers v, unless something newer is known of its key, or as much.
+func (c *cache) put(v *chunked) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[v.key]; e != nil {
+		known := e.Value.(*chunked)
+		if n := known.meta.ModRevision; n > v.meta.ModRevision || n == v.meta.ModRevision && v.value == nil {
+			return
+		}
+		c.remove(e)
+	}
+	c.byKey[v.key] = c.recent.PushFront(v)
+	for c.left -= v.bytes(); c.left < 0; {
+		c.remove(c.recent.Back())
+	}
+}
+
+// keep remembers v and its value, unless that would leave little for others.
+func (c *cache) keep(v *chunked, value []byte) {
+	if len(value) <= c.size/4 {
+		kept := *v
+		kept.value = bytes.Clone(value)
+		c.put(&kept)
+	}
+}
+
+// forget drops what is known of key and is not newer than the revision mod.
+func (c *cache) forget(key []byte, mod int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[string(key)]; e != nil && e.Value.(*chunked).meta.ModRevision <= mod {
+		c.remove(e)
+	}
+}
+
+func (c *cache) remove(e *list.Element) {
+	v := c.recent.Remove(e).(*chunked)
+	delete(c.byKey, v.key)
+	c.left += v.bytes()
+}

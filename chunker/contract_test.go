@@ -1,0 +1,25 @@
+package chunker
+
+import (
+	"testing"
+
+	"github.com/kvwrap/kvwrap/internal/contract"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// everything chunks every value of one byte or more, into tiny chunks.
+var everything = Config{Threshold: 1, ChunkBytes: minChunkBytes}
+
+func TestContractByDefault(t *testing.T)  { contract.Run(t, open(Config{})) }
+func TestContractEverything(t *testing.T) { contract.Run(t, open(everything)) }
+
+func open(cfg Config) contract.Open {
+	return func(t *testing.T, cli *clientv3.Client) clientv3.KV {
+		cfg.Lease = cli.Lease
+		kv, err := NewKV(cli.KV, cfg)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, kv.Close()) })
+		return kv
+	}
+}

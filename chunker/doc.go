@@ -1,0 +1,2 @@
+// Package chunker splits large values into chunks.
+package chunker

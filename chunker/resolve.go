@@ -1,0 +1,159 @@
+package chunker
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kvwrap/kvwrap/internal/format"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// chunkPool holds stored chunks by their id, which no two chunks share.
+type chunkPool map[format.ID][]byte
+
+func (p chunkPool) add(kvs []*mvccpb.KeyValue) {
+	for _, kv := range kvs {
+		if id, ok := format.ChunkID(kv.Key); ok {
+			p[id] = kv.Value
+		}
+	}
+}
+
+func (p chunkPool) source() format.Source { return format.Source{Stored: p} }
+
+// snapshot is where a read found manifests, and so where their chunks are.
+type snapshot struct {
+	revision     int64
+	serializable bool
+}
+
+// unresolved is a manifest whose chunks are not all at hand.
+type unresolved struct {
+	kv     *mvccpb.KeyValue
+	layout *format.Layout
+}
+
+// resolve replaces manifests and envelopes among the values of kvs by the values
+// they stand for. Chunks that are not in the pool are read: at the snapshot,
+// where they exist unless it has been compacted; and if they are not there, at
+// the current revision, since chunks do not change and ids are not used again.
+//
+// A value that stays incomplete is a [*DamagedError]. That the value has been
+// overwritten meanwhile is the other explanation, so that a reader that can asks
+// for value and chunks once more, in one transaction.
+func (s *Stage) resolve(ctx context.Context, kvs []*mvccpb.KeyValue, pool chunkPool, at snapshot) error {
+	return s.resolveWith(ctx, kvs, pool.source(), at)
+}
+
+// resolveWith is resolve with chunks that are decoded already.
+func (s *Stage) resolveWith(ctx context.Context, kvs []*mvccpb.KeyValue, src format.Source, at snapshot) error {
+	var open []unresolved
+	for _, kv := range kvs {
+		if format.Plain(kv.Value) {
+			continue
+		}
+		literal, layout, err := s.parse(kv, s.cfg.MaxValueBytes)
+		if err != nil {
+			return err
+		}
+		if layout == nil {
+			kv.Value = literal
+			continue
+		}
+		open = append(open, unresolved{kv, layout})
+	}
+	open, err := s.assemble(open, src)
+	if err != nil || len(open) == 0 {
+		return err
+	}
+	if err := s.fetch(ctx, open, src.Stored, at); err != nil {
+		if !is(err, rpctypes.ErrCompacted) && !is(err, rpctypes.ErrFutureRev) {
+			return err
+		}
+	}
+	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
+		return err
+	}
+	if err := s.fetch(ctx, open, src.Stored, snapshot{serializable: at.serializable}); err != nil {
+		return err
+	}
+	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
+		return err
+	}
+	m := open[0]
+	_, err = m.layout.Value(src)
+	return unreadable(m.kv.Key, m.kv.ModRevision, err)
+}
+
+// missing reports whether err says that a chunk is missing, so that it may help
+// to read again.
+func missing(err error) bool {
+	var damaged *DamagedError
+	return errors.As(err, &damaged) && damaged.missing
+}
+
+// parse reads what is stored at a key and is not plain: the value of an envelope,
+// or the layout of a chunked value of most bytes or less, as far as its manifest
+// goes.
+func (s *Stage) parse(kv *mvccpb.KeyValue, most int) (literal []byte, l *format.Layout, err error) {
+	literal, m, err := format.Parse(kv.Value, most)
+	var long *format.TooLongError
+	switch {
+	case errors.As(err, &long):
+		return nil, nil, &ValueTooLargeError{Key: kv.Key, Bytes: long.Length, Most: most}
+	case err != nil:
+		return nil, nil, unreadable(kv.Key, kv.ModRevision, err)
+	case m == nil:
+		return literal, nil, nil
+	case m.Prefix != s.space.Prefix():
+		return nil, nil, &PrefixMismatchError{Key: kv.Key, Revision: kv.ModRevision, Stored: m.Prefix, Expected: s.space.Prefix()}
+	case m.KeyDigest != format.KeyDigest(kv.Key):
+		return nil, nil, &DamagedError{Key: kv.Key, Revision: kv.ModRevision,
+			Reason: "the manifest was written at another key and copied here without its chunks, as by a mirror to another prefix"}
+	}
+	return nil, format.NewLayout(m), nil
+}
+
+// assemble puts the values together whose chunks are in the pool, and returns
+// the others.
+func (s *Stage) assemble(all []unresolved, src format.Source) (open []unresolved, err error) {
+	for _, u := range all {
+		value, err := u.layout.Value(src)
+		var chunk *format.ChunkError
+		switch {
+		case errors.As(err, &chunk) && chunk.Missing:
+			open = append(open, u)
+			continue
+		case err != nil:
+			return nil, unreadable(u.kv.Key, u.kv.ModRevision, err)
+		}
+		u.kv.Value = value
+		s.cache.put(newChunked(u.kv, u.layout))
+	}
+	return open, nil
+}
+
+// fetch reads the chunks of what is unresolved into the pool, a bounded number of
+// bytes at a time.
+func (s *Stage) fetch(ctx context.Context, all []unresolved, pool chunkPool, at snapshot) error {
+	const maxBytes = 32 << 20 // of values, before compression
+	for len(all) > 0 {
+		var ranges []*pb.RangeRequest
+		for bytes := 0; len(all) > 0; all = all[1:] {
+			if bytes += all[0].layout.Length; bytes > maxBytes && len(ranges) > 0 {
+				break
+			}
+			ranges = append(ranges, chunkRequest(s.space.Chunks(format.Range{Key: all[0].kv.Key}), 0, at.serializable))
+		}
+		resps, _, err := s.readAll(ctx, ranges, at.revision)
+		if err != nil {
+			return err
+		}
+		for _, r := range resps {
+			pool.add(r.Kvs)
+		}
+	}
+	return nil
+}

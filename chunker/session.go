@@ -1,0 +1,111 @@
+package chunker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// session holds the lease that the anchors of this process are attached to. The
+// lease is granted when it is first needed, kept alive until close, and granted
+// anew after it was lost, for instance in a long partition.
+type session struct {
+	lease clientv3.Lease
+	ttl   time.Duration
+
+	ctx    context.Context // of the lease's keep-alive; ends with close
+	cancel context.CancelFunc
+	turn   chan struct{} // holds a token while nobody grants
+
+	mu sync.Mutex
+	id clientv3.LeaseID // NoLease where none is held
+	wg sync.WaitGroup   // the reader of the keep-alive responses
+}
+
+func newSession(lease clientv3.Lease, ttl time.Duration) *session {
+	s := &session{lease: lease, ttl: ttl, turn: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.turn <- struct{}{}
+	return s
+}
+
+// get returns the lease, granting one where none is held.
+func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
+	if id := s.held(); id != clientv3.NoLease {
+		return id, nil
+	}
+	select {
+	case <-s.turn:
+		defer func() { s.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return clientv3.NoLease, ctx.Err()
+	case <-s.ctx.Done():
+		return clientv3.NoLease, ErrClosed
+	}
+	if id := s.held(); id != clientv3.NoLease {
+		return id, nil
+	}
+	if s.ctx.Err() != nil {
+		return clientv3.NoLease, ErrClosed
+	}
+	granted, err := s.lease.Grant(ctx, int64((s.ttl+time.Second-1)/time.Second))
+	if err != nil {
+		return clientv3.NoLease, err
+	}
+	alive, err := s.lease.KeepAlive(s.ctx, granted.ID)
+	if err != nil {
+		return clientv3.NoLease, err
+	}
+	s.mu.Lock()
+	s.id = granted.ID
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		for range alive {
+		}
+		s.forget(granted.ID) // expired, or the session is closed
+	})
+	return granted.ID, nil
+}
+
+func (s *session) held() clientv3.LeaseID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id
+}
+
+func (s *session) forget(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id == id {
+		s.id = clientv3.NoLease
+	}
+}
+
+// lost is told that a request that names the lease id found a lease missing. It
+// reports whether it was this one, which is then forgotten.
+func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
+	left, err := s.lease.TimeToLive(ctx, id)
+	if err != nil || left.TTL > 0 {
+		return false, err
+	}
+	s.forget(id)
+	return true, nil
+}
+
+// close revokes the lease, and with it the anchors of writes that are still
+// under way.
+func (s *session) close(ctx context.Context) error {
+	id := s.held()
+	s.cancel()
+	s.wg.Wait()
+	if id == clientv3.NoLease {
+		return nil
+	}
+	if _, err := s.lease.Revoke(ctx, id); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package chunker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/wire"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// Stage is the chunker as middleware: a pb.KVClient over another one. It is safe
+// for concurrent use.
+//
+// It implements every method by name, so that a new one in pb.KVClient breaks
+// the build and does not slip past it.
+type Stage struct {
+	inner  pb.KVClient
+	cfg    Config
+	space  format.Keyspace
+	limits limits
+	cache  *cache
+	stats  counters
+
+	session *session
+	ctx     context.Context // of background work; ends with Close
+	cancel  context.CancelFunc
+
+	mu         sync.Mutex // orders the start of background work with Close
+	closed     bool
+	background sync.WaitGroup // abandoned drafts being deleted
+}
+
+var _ pb.KVClient = (*Stage)(nil)
+
+// New returns a chunker over inner. It sends nothing before it is used.
+func New(inner pb.KVClient, cfg Config) (*Stage, error) {
+	cfg, space, err := cfg.filled()
+	if err != nil {
+		return nil, err
+	}
+	s := &Stage{
+		inner: inner, cfg: cfg, space: space,
+		cache:   newCache(cfg.CacheBytes),
+		session: newSession(cfg.Lease, cfg.SessionTTL),
+	}
+	s.limits.init(cfg.MaxEntryBytes)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// KV is a chunker as a clientv3.KV.
+type KV struct {
+	clientv3.KV
+	stage *Stage
+}
+
+// NewKV returns a KV that reads and writes through inner, large values in chunks.
+// It sends nothing before it is used.
+func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
+	s, err := New(wire.Client(inner), cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}, nil
+}
+
+// Close is [Stage.Close].
+func (kv *KV) Close() error { return kv.stage.Close() }
+
+// Stats is [Stage.Stats].
+func (kv *KV) Stats() Stats { return kv.stage.Stats() }
+
+// closeTimeout bounds each of the two things that Close waits for.
+const closeTimeout = 5 * time.Second
+
+// Close ends the session. Writes that are staging chunks fail with ErrClosed or
+// find their anchors gone; nothing that was acknowledged is affected. Close waits
+// for deletes of abandoned chunks that are under way, a few seconds at the most.
+// Reads, and writes of small values, go on to work. Closing twice is fine.
+func (s *Stage) Close() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	done := make(chan struct{})
+	go func() {
+		s.background.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeTimeout):
+	}
+	s.cancel()
+	<-done
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := s.session.close(ctx); err != nil {
+		return fmt.Errorf("chunker: revoking the lease of unfinished writes, which expires %v from now: %w", s.cfg.SessionTTL, err)
+	}
+	return nil
+}
+
+// inBackground runs f on a goroutine that Close waits for, unless it is too late.
+func (s *Stage) inBackground(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.background.Go(f)
+	}
+}
+
+// Put implements pb.KVClient. Only a put that changes nothing about chunks goes
+// straight through.
+func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
+	if err := s.checkPut(r); err != nil {
+		return nil, err
+	}
+	if entry := s.limits.entry.Load(); !r.PrevKv && !r.IgnoreValue && format.Plain(r.Value) &&
+		!s.large(r) && s.cache.get(r.Key) == nil {
+		resp, err := s.inner.Put(ctx, r)
+		whole := oversized(r, entry)
+		if whole && err == nil {
+			s.stats.oversized.Add(1)
+		}
+		if whole || !is(err, rpctypes.ErrRequestTooLarge) || s.cfg.ReadOnly || !s.limits.lowerEntry(entry) {
+			return resp, err
+		}
+	}
+	resp, err := newWrite(s, &pb.TxnRequest{Success: []*pb.RequestOp{wire.Put(r)}}).run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	put := resp.Responses[0].GetResponsePut()
+	put.Header = resp.Header
+	return put, nil
+}
+
+// DeleteRange implements pb.KVClient.
+func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	if err := s.checkDelete(r); err != nil {
+		return nil, err
+	}
+	resp, err := newWrite(s, &pb.TxnRequest{Success: []*pb.RequestOp{wire.DeleteRange(r)}}).run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	deleted := resp.Responses[0].GetResponseDeleteRange()
+	deleted.Header = resp.Header
+	return deleted, nil
+}
+
+// Txn implements pb.KVClient.
+func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	if err := s.checkTxn(r); err != nil {
+		return nil, err
+	}
+	return newWrite(s, r).run(ctx)
+}
+
+// Compact implements pb.KVClient.
+func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	return s.inner.Compact(ctx, r)
+}
+
+// large reports whether the value of p is stored in chunks.
+func (s *Stage) large(p *pb.PutRequest) bool {
+	if s.cfg.ReadOnly || len(p.Value) == 0 {
+		return false
+	}
+	if s.cfg.Threshold > 0 && len(p.Value) >= s.cfg.Threshold {
+		return s.chunkable(p.Key)
+	}
+	return oversized(p, s.limits.entry.Load()) && s.chunkable(p.Key)
+}
+
+// oversized reports whether the proposal of p has more than entry bytes.
+func oversized(p *pb.PutRequest, entry int64) bool {
+	return int64(len(p.Key)+len(p.Value)+proposalOverhead) > entry && int64(wire.ProposalBytes(p)) > entry
+}
+
+// chunkable reports whether chunks of the key fit in a proposal. Those of keys of
+// many kilobytes do not; such puts go through as they are.
+func (s *Stage) chunkable(key []byte) bool {
+	limit := s.chunkLimit(s.space.ChunkKeyLen(key))
+	return s.cfg.cut(0, limit, nil).Check() == nil
+}

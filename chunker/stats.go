@@ -1,0 +1,25 @@
+package chunker
+
+import "sync/atomic"
+
+// Stats counts what a chunker has done since it was made.
+type Stats struct {
+	Inline    uint64 // chunked values committed in one proposal
+	Staged    uint64 // chunked values staged before their commit
+	Conflicts uint64 // commits that another write came before, and were tried again
+	Oversized uint64 // writes that could not be made to fit in MaxEntryBytes and went through as they are
+}
+
+type counters struct {
+	inline, staged, conflicts, oversized atomic.Uint64
+}
+
+// Stats returns the counters. It does no I/O.
+func (s *Stage) Stats() Stats {
+	return Stats{
+		Inline:    s.stats.inline.Load(),
+		Staged:    s.stats.staged.Load(),
+		Conflicts: s.stats.conflicts.Load(),
+		Oversized: s.stats.oversized.Load(),
+	}
+}
