@@ -38,7 +38,7 @@ func Run(t *testing.T, open Open) {
 					cli := cluster.Client(t)
 					c.run(&fixture{
 						T: t, Assertions: require.New(t), ctx: t.Context(),
-						KV: open(t, cli), cli: cli, bytes: size.bytes,
+						KV: open(t, cli), cli: cli, bytes: size.bytes, named: make(map[string]string),
 					})
 				})
 			}
@@ -70,6 +70,7 @@ type fixture struct {
 	ctx   context.Context
 	cli   *clientv3.Client
 	bytes int
+	named map[string]string // what v has returned
 }
 
 // v returns the value of that name. Values sort as their names do, and are
@@ -78,7 +79,10 @@ func (f *fixture) v(name string) string {
 	if f.bytes == 0 {
 		return name
 	}
-	return fmt.Sprintf("%-32s%s", name, text(f.bytes, name))
+	if f.named[name] == "" {
+		f.named[name] = fmt.Sprintf("%-32s%s", name, text(f.bytes, name))
+	}
+	return f.named[name]
 }
 
 // text returns n bytes that compress to about half, names and numbers, the same
