@@ -1,0 +1,222 @@
+package kvwrap
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/internal/contract"
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/workload"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/client/pkg/v3/testutil"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
+	"go.uber.org/zap"
+)
+
+func TestMain(m *testing.M) { testutil.MustTestMainWithLeakDetection(m) }
+
+func TestContract(t *testing.T) {
+	contract.Run(t, func(t *testing.T, cli *clientv3.Client) clientv3.KV {
+		kv, err := Install(cli, Config{})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, kv.Close()) })
+		return cli
+	})
+}
+
+func statistics() string { return string(workload.NewGateway(1000, 1).Publish(0)) }
+
+// stored returns the keys that are stored, chunks included.
+func stored(t *testing.T, cli *clientv3.Client) (keys []string) {
+	resp, err := cli.KV.Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithKeysOnly())
+	require.NoError(t, err)
+	for _, kv := range resp.Kvs {
+		keys = append(keys, string(kv.Key))
+	}
+	return keys
+}
+
+func TestNewLeavesTheClientAsItIs(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	cli := cluster.Client(t)
+	plain, lease := cli.KV, cli.Lease
+	kv, err := New(cli, Config{})
+	require.NoError(t, err)
+	require.True(t, cli.KV == plain && cli.Lease == lease)
+	_, err = kv.Put(t.Context(), "k", statistics())
+	require.NoError(t, err)
+	require.Greater(t, len(stored(t, cli)), 100)
+	require.NoError(t, kv.Close())
+	require.NoError(t, kv.Close())
+	_, err = kv.Put(t.Context(), "k", "small values go on")
+	require.NoError(t, err)
+	_, err = kv.Put(t.Context(), "k", statistics())
+	require.ErrorIs(t, err, chunker.ErrClosed)
+}
+
+// TestInstall uses the client alone, as an application does that knows nothing of
+// kvwrap but the one line.
+func TestInstall(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	other := cluster.Client(t)
+	cli, err := clientv3.New(clientv3.Config{Endpoints: cluster.Endpoints(), Logger: zap.NewNop()})
+	require.NoError(t, err)
+	kv, err := Install(cli, Config{})
+	require.NoError(t, err)
+	require.Same(t, kv, cli.KV)
+
+	lease, err := cli.Grant(t.Context(), 600)
+	require.NoError(t, err)
+	value := statistics()
+	_, err = cli.Put(t.Context(), "k", value, clientv3.WithLease(lease.ID))
+	require.NoError(t, err)
+	resp, err := cli.Get(t.Context(), "k")
+	require.NoError(t, err)
+	require.True(t, value == string(resp.Kvs[0].Value))
+
+	for _, l := range []clientv3.Lease{cli.Lease, kv.Lease()} {
+		attached, err := l.TimeToLive(t.Context(), lease.ID, clientv3.WithAttachedKeys())
+		require.NoError(t, err)
+		require.Equal(t, [][]byte{[]byte("k")}, attached.Keys)
+	}
+	plain, err := other.TimeToLive(t.Context(), lease.ID, clientv3.WithAttachedKeys())
+	require.NoError(t, err)
+	require.Len(t, plain.Keys, len(stored(t, other)), "the chunks have the lease of their key")
+
+	held, err := other.Leases(t.Context())
+	require.NoError(t, err)
+	require.Len(t, held.Leases, 2, "the application's and the one of unfinished writes")
+	require.NoError(t, cli.Close())
+	require.NoError(t, kv.Close())
+	held, err = other.Leases(t.Context())
+	require.NoError(t, err)
+	require.Len(t, held.Leases, 1, "closing the client revokes the lease of unfinished writes")
+
+	_, err = other.Revoke(t.Context(), lease.ID)
+	require.NoError(t, err)
+	require.Empty(t, stored(t, other))
+}
+
+func TestANamespacedClient(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	plain, cli := cluster.Client(t), cluster.Client(t)
+	cli.KV = namespace.NewKV(cli.KV, "app/")
+	cli.Lease = namespace.NewLease(cli.Lease, "app/")
+	kv, err := Install(cli, Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, kv.Close()) })
+	value := statistics()
+	for _, key := range []string{"k", "l"} {
+		_, err = cli.Put(t.Context(), key, value)
+		require.NoError(t, err)
+	}
+	resp, err := cli.Get(t.Context(), "", clientv3.WithPrefix())
+	require.NoError(t, err)
+	require.Len(t, resp.Kvs, 2)
+	require.True(t, value == string(resp.Kvs[0].Value) && value == string(resp.Kvs[1].Value))
+	for _, key := range stored(t, plain) {
+		require.True(t, strings.HasPrefix(key, "app/"), "%q", key)
+	}
+	_, err = cli.Delete(t.Context(), "k")
+	require.NoError(t, err)
+	_, err = cli.Delete(t.Context(), "k", clientv3.WithFromKey())
+	require.NoError(t, err)
+	require.Empty(t, stored(t, plain))
+}
+
+// TestNothingIsSent makes and closes a KV where there is no server.
+func TestNothingIsSent(t *testing.T) {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"127.0.0.1:1"}, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	kv, err := Install(cli, Config{})
+	require.NoError(t, err)
+	require.NoError(t, kv.Close())
+	require.NoError(t, cli.Close())
+}
+
+func TestWhatCannotBeInstalled(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	cli := cluster.Client(t)
+	plain := cli.KV
+
+	for _, none := range []*clientv3.Client{nil, clientv3.NewCtxClient(context.Background())} {
+		_, err := Install(none, Config{})
+		require.ErrorContains(t, err, "make one with clientv3.New")
+	}
+	_, err := Install(cli, Config{Chunk: chunker.Config{MaxEntryBytes: 100, MaxValueBytes: -1}})
+	require.ErrorIs(t, err, chunker.ErrConfig)
+	require.ErrorContains(t, err, "MaxEntryBytes is 100")
+	require.ErrorContains(t, err, "MaxValueBytes is -1")
+	require.True(t, cli.KV == plain)
+
+	kv, err := Install(cli, Config{})
+	require.NoError(t, err)
+	_, err = Install(cli, Config{})
+	require.ErrorContains(t, err, "already")
+	_, err = New(cli, Config{})
+	require.ErrorContains(t, err, "already")
+	require.Same(t, kv, cli.KV)
+}
+
+// TestDependencies holds what an application takes in with kvwrap: etcd's client,
+// what that takes in itself, and two small libraries.
+func TestDependencies(t *testing.T) {
+	list := func(args ...string) []string {
+		out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+		require.NoError(t, err)
+		return strings.Fields(string(out))
+	}
+	const module = "github.com/kvwrap/kvwrap"
+	var library []string
+	for _, p := range list("./...") {
+		if !strings.Contains(p, "/internal/") && !strings.Contains(p, "/cmd/") {
+			library = append(library, p)
+		}
+	}
+	require.Contains(t, library, module)
+	require.Contains(t, library, module+"/chunker")
+
+	ours := map[string]bool{}
+	for _, p := range list(append([]string{"-deps"}, library...)...) {
+		for _, never := range []string{"go.etcd.io/etcd/server/", "go.etcd.io/bbolt", "github.com/spf13/cobra", "github.com/stretchr/", "pgregory.net/"} {
+			require.False(t, strings.HasPrefix(p, never), "%s is for tests and commands, not for the library", p)
+		}
+		ours[p] = strings.HasPrefix(p, module)
+	}
+	allowed := []string{
+		module, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3", "google.golang.org/grpc", "google.golang.org/protobuf",
+		"github.com/klauspost/compress", "github.com/cespare/xxhash/v2", "golang.org/x/time/rate",
+	}
+	for p, own := range ours {
+		if !own {
+			continue
+		}
+		for _, imported := range list("-f", "{{join .Imports \" \"}}", p) {
+			if first, _, _ := strings.Cut(imported, "/"); !strings.Contains(first, ".") {
+				continue // the standard library
+			}
+			ok := false
+			for _, a := range allowed {
+				ok = ok || imported == a || strings.HasPrefix(imported, a+"/")
+			}
+			require.True(t, ok, "%s imports %s", p, imported)
+		}
+	}
+}
+
+// TestTheReadmeCompiles holds the README's example to the one that is compiled.
+func TestTheReadmeCompiles(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, rest, ok := strings.Cut(string(readme), "```go\n")
+	require.True(t, ok, "README.md has an example")
+	example, _, _ := strings.Cut(rest, "```")
+	compiled, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	require.Contains(t, string(compiled), example)
+}
