@@ -123,7 +123,7 @@ func (e *env) orphans() (keys []string) {
 	return keys
 }
 
-// text returns n bytes that compress to about half: names and numbers.
+// text returns n bytes that compress to about a fourth: names and numbers.
 func text(n int, seed string) string {
 	var key [32]byte
 	copy(key[:], seed)

@@ -85,7 +85,7 @@ func (f *fixture) v(name string) string {
 	return f.named[name]
 }
 
-// text returns n bytes that compress to about half, names and numbers, the same
+// text returns n bytes that compress to about a fourth, names and numbers, the same
 // for the same seed.
 func text(n int, seed string) string {
 	var key [32]byte

@@ -1,0 +1,118 @@
+package chunker
+
+import (
+	"context"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// TestEveryKnobTurns shows for each field of Config that it changes what is
+// stored, sent or refused. A new field without a case fails.
+func TestEveryKnobTurns(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	value := text(150<<10, "v")
+	// wrote returns how many keys a put of value makes, and the largest proposal.
+	wrote := func(cfg Config, value string) (keys, largest int) {
+		t.Helper()
+		e.cluster.Wipe(t)
+		kv, sent := e.another(cfg)
+		_, err := kv.Put(e.ctx, "k", value)
+		require.NoError(t, err)
+		return len(e.stored()), sent.Take().Largest()
+	}
+	keys, _ := wrote(Config{}, value)
+	require.Greater(t, keys, 10)
+
+	cases := map[string]func(t *testing.T){
+		"Threshold": func(t *testing.T) {
+			n, _ := wrote(Config{}, "small")
+			require.Equal(t, 1, n)
+			n, _ = wrote(Config{Threshold: 5}, "small")
+			require.Equal(t, 2, n, "a value of as many bytes as the threshold is chunked")
+			n, _ = wrote(Config{Threshold: 6}, "small")
+			require.Equal(t, 1, n)
+		},
+		"MaxEntryBytes": func(t *testing.T) {
+			random := incompressible(200<<10, "r")
+			_, largest := wrote(Config{}, random)
+			require.LessOrEqual(t, largest, 64<<10)
+			_, largest = wrote(Config{MaxEntryBytes: 128 << 10}, random)
+			require.Greater(t, largest, 96<<10)
+		},
+		"MaxValueBytes": func(t *testing.T) {
+			kv, _ := e.another(Config{MaxValueBytes: 1000})
+			_, err := kv.Put(e.ctx, "k", value)
+			require.ErrorIs(t, err, ErrValueTooLarge)
+		},
+		"ChunkBytes": func(t *testing.T) {
+			n, _ := wrote(Config{ChunkBytes: 16 << 10}, value)
+			require.Less(t, n, keys/2)
+		},
+		"ReservedPrefix": func(t *testing.T) {
+			wrote(Config{ReservedPrefix: "\x00mine/"}, value)
+			mine := 0
+			for key := range e.stored() {
+				if strings.HasPrefix(key, "\x00mine/") {
+					mine++
+				}
+			}
+			require.Greater(t, mine, 10)
+		},
+		"ReadOnly": func(t *testing.T) {
+			n, _ := wrote(Config{ReadOnly: true}, value)
+			require.Equal(t, 1, n)
+		},
+		"CacheBytes": func(t *testing.T) {
+			reads := func(cfg Config) int {
+				kv, sent := e.another(cfg)
+				_, err := kv.Put(e.ctx, "k", value)
+				require.NoError(t, err)
+				sent.Take()
+				_, err = kv.Get(e.ctx, "k")
+				require.NoError(t, err)
+				return sent.Take().Requests
+			}
+			require.Equal(t, 1, reads(Config{}))
+			require.Equal(t, 2, reads(Config{CacheBytes: 1}))
+		},
+		"Lease": func(t *testing.T) {
+			granted := 0
+			random := Config{Lease: countingLease{e.cluster.Client(t), &granted}}
+			wrote(random, incompressible(200<<10, "r"))
+			require.Equal(t, 1, granted)
+		},
+		"SessionTTL": func(t *testing.T) {
+			ttl := func(cfg Config) int64 {
+				e.cluster.Wipe(t)
+				kv, _ := e.another(cfg)
+				_, err := kv.Put(e.ctx, "k", incompressible(200<<10, "r"))
+				require.NoError(t, err)
+				held, err := e.cli.TimeToLive(e.ctx, kv.stage.session.held())
+				require.NoError(t, err)
+				return held.GrantedTTL
+			}
+			require.EqualValues(t, 60, ttl(Config{}))
+			require.EqualValues(t, 20, ttl(Config{SessionTTL: 19500 * time.Millisecond}))
+		},
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		require.Contains(t, cases, field.Name)
+		t.Run(field.Name, cases[field.Name])
+	}
+}
+
+// countingLease counts leases granted.
+type countingLease struct {
+	clientv3.Lease
+	granted *int
+}
+
+func (l countingLease) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	*l.granted++
+	return l.Lease.Grant(ctx, ttl)
+}
