@@ -132,3 +132,10 @@ func (c *Cluster) Wipe(t testing.TB) {
 	_, err := cli.Delete(context.Background(), "\x00", clientv3.WithFromKey())
 	require.NoError(t, err)
 }
+
+// BackendBytes returns how many bytes of the first member's database are in use.
+func (c *Cluster) BackendBytes() int64 {
+	b := c.Members[0].Server.Backend()
+	b.ForceCommit()
+	return b.SizeInUse()
+}
