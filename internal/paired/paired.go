@@ -5,7 +5,6 @@ package paired
 
 import (
 	"slices"
-	"testing"
 	"time"
 )
 
@@ -31,11 +30,18 @@ func (d *Durations) Time(f func()) {
 	*d = append(*d, time.Since(start))
 }
 
+// B is what is needed of a *testing.B, so that this package can be part of a
+// program that is not a test.
+type B interface {
+	Loop() bool
+	ReportMetric(n float64, unit string)
+}
+
 // Benchmark calls base and other in turns, each time after before, which may be
 // nil, and reports the median of each, in microseconds, and their ratio: 1.05
 // means that other takes five per cent more time. The order changes from turn to
 // turn.
-func Benchmark(b *testing.B, before, base, other func()) {
+func Benchmark(b B, before, base, other func()) {
 	if before == nil {
 		before = func() {}
 	}

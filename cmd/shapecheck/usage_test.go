@@ -1,0 +1,55 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestUsage(t *testing.T) {
+	code, stdout, _ := shapecheck(t)
+	require.Equal(t, exitOK, code)
+	require.Regexp(t, `demo +Plays a gateway`, stdout)
+	require.NotContains(t, stdout, "serve")
+	require.NotContains(t, stdout, "completion")
+	code, stdout, _ = shapecheck(t, "demo", "--help")
+	require.Equal(t, exitOK, code)
+	require.Contains(t, stdout, "(default 210)")
+
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"dmeo"}, `unknown command "dmeo": see shapecheck --help`},
+		{[]string{"demo", "now"}, `demo takes no arguments, got ["now"]: see shapecheck demo --help`},
+		{[]string{"demo", "--fast"}, `unknown flag: --fast: see shapecheck demo --help`},
+		{[]string{"demo", "--pipelines", "many"}, `invalid argument "many"`},
+		{[]string{"demo", "--pipelines", "0"}, `--pipelines is 0: choose 1 to 4000`},
+		{[]string{"demo", "--changed", "101"}, `--changed is 101: choose 0 to 100 per cent`},
+		{[]string{"demo", "--changed", "NaN"}, `--changed is NaN`},
+		{[]string{"demo", "--publishes", "100"}, `--publishes is 100, --snapshot-catchup-entries 100: choose 201 publishes or more`},
+		{[]string{"demo", "--snapshot-catchup-entries", "0"}, `--snapshot-catchup-entries is 0`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--snapshot-catchup-entries", "9"}, `is for the demo's own servers`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--publishes", "-1"}, `--publishes is -1: choose 1 or more`},
+		{[]string{"demo", "--user", "root"}, `--user is for --endpoints, which is not set`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--password", "x"}, `--password without --user`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--cert", "x"}, `--cert "x" and --key "": set both or neither`},
+	} {
+		code, stdout, stderr := shapecheck(t, c.args...)
+		require.Equal(t, exitUsage, code, "%q: %s", c.args, stderr)
+		require.Contains(t, stderr, c.says)
+		require.Empty(t, stdout)
+	}
+
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded`},
+		{[]string{"demo", "--endpoints", "https://127.0.0.1:1", "--cacert", "/none"}, `TLS: open /none`},
+	} {
+		code, _, stderr := shapecheck(t, c.args...)
+		require.Equal(t, exitFailed, code, "%q: %s", c.args, stderr)
+		require.Contains(t, stderr, c.says)
+	}
+}
