@@ -20,10 +20,11 @@ func sortsByValue(r *pb.RangeRequest) bool {
 }
 
 // unsorted returns r as it has to be sent so that [arrange] can do the rest: it
-// returns values, in the order of the keys, and all that r chooses from.
+// returns all that r chooses from, in the order of the keys, with values where
+// these decide.
 func unsorted(r *pb.RangeRequest) *pb.RangeRequest {
 	u := part(r, r.Key, r.RangeEnd)
-	u.KeysOnly = false
+	u.KeysOnly = r.KeysOnly && !sortsByValue(r) // etcd leaves out the lease, too
 	u.SortTarget, u.SortOrder = pb.RangeRequest_KEY, pb.RangeRequest_NONE
 	u.Limit = 0
 	if limitsFirst(r) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // anyBytes are keys of any bytes, in order; some are prefixes of others.
@@ -76,6 +77,16 @@ var keyCases = []testCase{
 				slices.Reverse(backward)
 				f.Equal(backward[:limit], keys(resp.Kvs))
 				f.True(resp.More)
+			}
+		}
+		// What stands beside a key without its value does not depend on the order.
+		f.put("\x00", f.v("leased"), clientv3.WithLease(f.lease()))
+		alone := f.get("\x00", clientv3.WithKeysOnly()).Kvs[0]
+		for target := clientv3.SortByKey; target < clientv3.SortByValue; target++ {
+			for _, order := range []clientv3.SortOrder{clientv3.SortNone, clientv3.SortAscend, clientv3.SortDescend} {
+				resp := f.get("\x00", clientv3.WithFromKey(), clientv3.WithKeysOnly(), clientv3.WithSort(target, order), clientv3.WithLimit(int64(len(anyBytes))))
+				i := slices.Index(keys(resp.Kvs), "\x00")
+				f.True(proto.Equal(alone, resp.Kvs[i]), "sorted by %d, order %d: %v, %v", target, order, alone, resp.Kvs[i])
 			}
 		}
 		txn := f.txn(cmps{clientv3.Compare(clientv3.CreateRevision("\x00"), ">", 0).WithRange("\x00")}, ops{
