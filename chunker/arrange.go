@@ -68,7 +68,8 @@ func concat(parts []*pb.RangeResponse) *pb.RangeResponse {
 }
 
 // arrange sorts and limits what was found for r as etcd does. It uses etcd's
-// sort algorithm, too, which decides the order of equal keys.
+// sort algorithm, too, which decides the order of equal keys; that is another
+// where both parts of a range were limited before.
 func arrange(r *pb.RangeRequest, resp *pb.RangeResponse) {
 	order := r.SortOrder
 	if order == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY {

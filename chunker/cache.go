@@ -10,8 +10,8 @@ import (
 )
 
 // cache remembers where the chunks of recently used keys are stored, and the
-// values that are read again and again. What it says may be out of date and is
-// never trusted: a read compares, a write is guarded.
+// values that are read again and again. What it says may be out of date: a read
+// compares the key with it, a write is guarded.
 type cache struct {
 	mu     sync.Mutex
 	size   int                      // bytes, at the most
@@ -30,7 +30,7 @@ type chunked struct {
 
 func newChunked(kv *mvccpb.KeyValue, l *format.Layout) *chunked {
 	return &chunked{key: string(kv.Key), layout: l, meta: &mvccpb.KeyValue{
-		Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
+		Key: bytes.Clone(kv.Key), CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
 	}}
 }
 
@@ -58,7 +58,8 @@ func (c *cache) put(v *chunked) {
 	defer c.mu.Unlock()
 	if e := c.byKey[v.key]; e != nil {
 		known := e.Value.(*chunked)
-		if n := known.meta.ModRevision; n > v.meta.ModRevision || n == v.meta.ModRevision && v.value == nil {
+		if n := known.meta.ModRevision; n > v.meta.ModRevision ||
+			n == v.meta.ModRevision && v.value == nil && known.layout.Token == v.layout.Token {
 			return
 		}
 		c.remove(e)

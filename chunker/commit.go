@@ -105,7 +105,7 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 func (w *write) commit(ctx context.Context, c *commit) (*pb.TxnResponse, error) {
 	resp, err := w.s.inner.Txn(ctx, c.req)
 	if err != nil {
-		return nil, w.refused(ctx, err, width(c.req), c.bytes)
+		return nil, w.refused(ctx, err, width(c.req), c.bytes, c.entry)
 	}
 	if resp.Succeeded {
 		if c.bytes > c.entry {
@@ -165,7 +165,8 @@ func (w *write) learn(ctx context.Context, c *commit, resp *pb.TxnResponse) (rid
 		ranges[i] = r.GetResponseRange()
 	}
 	evidence, err := answerAll(ctx, c.questions, ranges, resp.Header.Revision)
-	if missing(err) { // overwritten meanwhile, and compacted
+	if overtaken(err) {
+		c.rider = nil
 		return nil, w.gather(ctx)
 	}
 	w.evidence = evidence
@@ -183,17 +184,16 @@ func (w *write) holds(t *pb.TxnRequest) bool {
 }
 
 // refused follows an error of etcd's to a request of the given width and size,
-// which were within the limits as far as they are known. It returns errAgain
-// where they are smaller than thought, else the error.
-func (w *write) refused(ctx context.Context, err error, asked, bytes int) error {
-	entry := w.s.limits.entry.Load()
+// which was made to be within the limits as they were known then, entry among
+// them. It returns errAgain where they are smaller than thought, else the error.
+func (w *write) refused(ctx context.Context, err error, asked, bytes, entry int) error {
 	switch {
 	case is(err, rpctypes.ErrTooManyOps) && asked > width(w.req):
 		if err := w.s.limits.learnOps(ctx, w.s.inner, asked); err != nil {
 			return err
 		}
 		return errAgain
-	case is(err, rpctypes.ErrRequestTooLarge) && int64(bytes) <= entry && !w.s.cfg.ReadOnly && w.s.limits.lowerEntry(entry):
+	case is(err, rpctypes.ErrRequestTooLarge) && bytes <= entry && !w.s.cfg.ReadOnly && w.s.limits.lowerEntry(int64(entry)):
 		w.drop() // their chunks may be too large now
 		return errAgain
 	}
@@ -275,7 +275,7 @@ func (w *write) send(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, er
 	}
 	resp, err := w.s.inner.Txn(ctx, r)
 	if err != nil {
-		return nil, w.refused(ctx, err, width(r), bytes)
+		return nil, w.refused(ctx, err, width(r), bytes, entry)
 	}
 	if bytes > entry {
 		w.s.stats.oversized.Add(1)
@@ -284,7 +284,7 @@ func (w *write) send(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, er
 }
 
 // answer tells the application what etcd has answered. Where nothing was written,
-// values that are incomplete are read again.
+// values that are incomplete are read again; else an error says that it was.
 func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, wrote bool, fold func(*answer, *pb.TxnResponse) *pb.TxnResponse) (*pb.TxnResponse, error) {
 	a := &answer{chunks: chunkPool{}}
 	for _, d := range w.drafts {
@@ -298,21 +298,24 @@ func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, wrote bool, fo
 		delete(w.drafts, put)
 		w.s.committed(d, resp.Header.Revision)
 	}
+	for _, key := range a.written {
+		w.s.cache.forget(key, resp.Header.Revision-1)
+	}
 	for _, r := range a.reads {
 		at := snapshot{revision: r.revision, serializable: serializable(w.req)}
 		if at.revision == 0 {
 			at.revision = resp.Header.Revision
 		}
 		if err := w.s.resolve(ctx, r.kvs, a.chunks, at); err != nil {
-			if missing(err) && !wrote && w.rereads < maxRereads {
+			switch {
+			case wrote:
+				return nil, &AppliedError{Revision: resp.Header.Revision, Err: err}
+			case overtaken(err) && w.rereads < maxRereads:
 				w.rereads++
 				return nil, errAgain
 			}
 			return nil, err
 		}
-	}
-	for _, key := range a.written {
-		w.s.cache.forget(key, resp.Header.Revision-1)
 	}
 	for _, f := range a.finish {
 		f()

@@ -22,7 +22,7 @@ const maxOperandBytes = 512
 // is chunked: it looks at no value and at no chunk, or holds for plain values
 // only.
 func faithful(space format.Keyspace, c *pb.Compare) bool {
-	if len(space.Logical(compared(c))) != 1 {
+	if space.Meets(compared(c)) {
 		return false
 	}
 	if c.Target != pb.Compare_VALUE {
@@ -96,7 +96,7 @@ func pin(space format.Keyspace, c *pb.Compare, found []*mvccpb.KeyValue, revisio
 	ok, because := holds(c, found)
 	parts := space.Logical(compared(c))
 	switch {
-	case ok && c.Target != pb.Compare_VALUE && len(parts) == 1:
+	case ok && c.Target != pb.Compare_VALUE && !space.Meets(compared(c)):
 		return []*pb.Compare{c}
 	case len(found) == 0:
 		// While nothing is there.
@@ -109,7 +109,11 @@ func pin(space format.Keyspace, c *pb.Compare, found []*mvccpb.KeyValue, revisio
 	case because != nil && c.Target != pb.Compare_VALUE:
 		// While the one key that says no says it: not while nothing is written to
 		// it, since what says no may well be a key that is written all the time.
-		return []*pb.Compare{against(c, because)}
+		guards := []*pb.Compare{against(c, because)}
+		if !compared(c).Single() { // which is not compared where it is not there
+			guards = append(guards, exists(because.Key))
+		}
+		return guards
 	case because != nil:
 		return []*pb.Compare{compareMod(because.Key, because.ModRevision)}
 	}
@@ -158,6 +162,17 @@ func compareMod(key []byte, revision int64) *pb.Compare {
 
 func compareCreate(key []byte, revision int64) *pb.Compare {
 	return &pb.Compare{Key: key, Target: pb.Compare_CREATE, TargetUnion: &pb.Compare_CreateRevision{CreateRevision: revision}}
+}
+
+// exists compares that there is a key.
+func exists(key []byte) *pb.Compare {
+	c := compareCreate(key, 0)
+	c.Result = pb.Compare_GREATER
+	return c
+}
+
+func compareLease(key []byte, lease int64) *pb.Compare {
+	return &pb.Compare{Key: key, Target: pb.Compare_LEASE, TargetUnion: &pb.Compare_Lease{Lease: lease}}
 }
 
 func compareValue(key []byte, result pb.Compare_CompareResult, value []byte) *pb.Compare {

@@ -134,14 +134,21 @@ func TestDamageIsToldApart(t *testing.T) {
 						return // it has been written over
 					}
 				}
-				// What is damaged can be written over; what is another's cannot.
-				err = func() error { _, err := stranger.Put(e.ctx, "k", value); return err }()
-				if d.target == ErrDamaged {
-					require.NoError(t, err)
-					e.holds("k", value)
-				} else {
+				if d.target != ErrDamaged {
+					// What is another's cannot be written over.
+					_, err = stranger.Put(e.ctx, "k", value)
 					require.ErrorIs(t, err, d.target)
+					return
 				}
+				// What is damaged is mended as the error says.
+				_, err = stranger.Delete(e.ctx, "k")
+				require.NoError(t, err)
+				_, err = stranger.Put(e.ctx, "k", value)
+				require.NoError(t, err)
+				reader, _ := e.another(everything)
+				mended, err := reader.Get(e.ctx, "k")
+				require.NoError(t, err)
+				require.True(t, value == string(mended.Kvs[0].Value))
 			})
 		}
 	}

@@ -14,21 +14,27 @@ import (
 type draft struct {
 	*format.Draft
 	put   *pb.PutRequest // of the value
+	value []byte
 	space format.Keyspace
 	base  *state // nil where the commit does not depend on what is stored
 
-	manifest []byte
-	layout   *format.Layout
+	listBytes int // that the manifest may have of its list
+	manifest  []byte
+	layout    *format.Layout
 
 	sent   bool  // whether the anchor was, with an answer or without
 	anchor int64 // its CreateRevision, 0 while it is not known to be there
 	staged int   // how many of Chunks are
 }
 
-// rebase makes the manifest for another base. Chunks that are staged stay so.
-func (d *draft) rebase(base *state) {
-	d.base = base
-	d.manifest, d.layout = d.Build(d.reusable())
+// rebase makes the manifest for another base, unless it is made. Chunks that are
+// staged stay so.
+func (d *draft) rebase(base *state, listBytes int) {
+	if d.manifest != nil && d.basedOn(base) && d.listBytes == listBytes {
+		return
+	}
+	d.base, d.listBytes = base, listBytes
+	d.manifest, d.layout = d.Build(d.reusable(), listBytes)
 }
 
 // basedOn reports whether the draft was made for this base.
@@ -60,7 +66,9 @@ func (d *draft) anchorKey() []byte { return d.space.ChunkKey(d.Key, format.ID{To
 //   - nothing has been written to the key since the base was read;
 //   - the base is the write it seems to be, even if the cluster was restored and
 //     came to the same revision again;
-//   - all that was staged is there, because what deletes it deletes the anchor.
+//   - all that was staged is there: what deletes a key's chunks deletes the
+//     anchor among them, and the end of their lease deletes the first one, which
+//     came with the anchor.
 //
 // For a draft that is to be staged and is not yet they have the size that they
 // will have.
@@ -78,9 +86,21 @@ func (d *draft) guards(anchored bool) []*pb.Compare {
 		if created == 0 {
 			created = math.MaxInt64
 		}
-		guards = append(guards, compareCreate(d.anchorKey(), created))
+		for _, key := range d.proof() {
+			guards = append(guards, compareCreate(key, created))
+		}
 	}
 	return guards
+}
+
+// proof returns the keys that are all there, as they were made, only while all
+// that was staged is.
+func (d *draft) proof() [][]byte {
+	keys := [][]byte{d.anchorKey()}
+	if d.Lease != 0 {
+		keys = append(keys, d.space.ChunkKey(d.Key, d.Chunks[0].ID))
+	}
+	return keys
 }
 
 // puts returns the put of the manifest, and the puts of the chunks or, where these

@@ -25,7 +25,9 @@ var (
 	ErrDamaged = errors.New("chunker: damaged value")
 	// ErrContention is matched by [*ContentionError].
 	ErrContention = errors.New("chunker: contention")
-	// ErrClosed is returned by writes after Close.
+	// ErrApplied is matched by [*AppliedError].
+	ErrApplied = errors.New("chunker: applied")
+	// ErrClosed is returned by writes after Close that would have to stage chunks.
 	ErrClosed = errors.New("chunker: closed")
 )
 
@@ -100,20 +102,20 @@ func (e *DamagedError) Error() string {
 	if e.Chunk != "" {
 		chunk = " chunk " + e.Chunk
 	}
-	return fmt.Sprintf("%v: key %q at revision %d:%s %s: write the value again, or restore it from a backup", ErrDamaged, e.Key, e.Revision, chunk, e.Reason)
+	return fmt.Sprintf("%v: key %q at revision %d:%s %s: delete the key and write the value again, or restore it from a backup", ErrDamaged, e.Key, e.Revision, chunk, e.Reason)
 }
 
 func (e *DamagedError) Unwrap() error { return ErrDamaged }
 
 // TxnTooWideError says that a transaction of the application's is within the
-// server's --max-txn-ops, but not with what had to be added to it to compare
-// chunked values. Nothing was written. It matches rpctypes.ErrTooManyOps.
+// server's --max-txn-ops, but not with what had to be added to it for chunked
+// values. Nothing was written. It matches rpctypes.ErrTooManyOps.
 type TxnTooWideError struct {
 	Ops, Most int // operations on the widest path, the server's limit
 }
 
 func (e *TxnTooWideError) Error() string {
-	return fmt.Sprintf("chunker: transaction too wide: with the comparisons that chunked values need it has %d operations, the server allows %d: split it, or raise the server's --max-txn-ops", e.Ops, e.Most)
+	return fmt.Sprintf("chunker: transaction too wide: with what chunked values need it has %d operations, the server allows %d: split it, or raise the server's --max-txn-ops", e.Ops, e.Most)
 }
 
 func (e *TxnTooWideError) Unwrap() error { return rpctypes.ErrTooManyOps }
@@ -127,6 +129,20 @@ func (e *ContentionError) Error() string {
 }
 
 func (e *ContentionError) Unwrap() error { return ErrContention }
+
+// AppliedError says that a write was applied, at Revision, and that something it
+// was to return, such as the value before, cannot be read: it is damaged, or was
+// overwritten and compacted in the meantime. Err says which.
+type AppliedError struct {
+	Revision int64
+	Err      error
+}
+
+func (e *AppliedError) Error() string {
+	return fmt.Sprintf("%v: the write was applied at revision %d, but what it was to return cannot be read: %v", ErrApplied, e.Revision, e.Err)
+}
+
+func (e *AppliedError) Unwrap() []error { return []error{ErrApplied, e.Err} }
 
 // unreadable returns the error for what format found at a key.
 func unreadable(key []byte, revision int64, err error) error {

@@ -35,18 +35,19 @@ type question struct {
 	answer func(ctx context.Context, e *evidence, found []*mvccpb.KeyValue) error
 }
 
-// compareQuestion asks for what a comparison looks at.
-func (s *Stage) compareQuestion(c *pb.Compare) question {
+// compareQuestion asks for what a comparison looks at; one member, where that is
+// enough for the transaction that it stands in.
+func (s *Stage) compareQuestion(c *pb.Compare, serializable bool) question {
 	q := question{answer: func(ctx context.Context, e *evidence, found []*mvccpb.KeyValue) error {
 		e.found[c] = found
 		if c.Target != pb.Compare_VALUE {
 			return nil
 		}
-		return s.resolve(ctx, found, chunkPool{}, snapshot{revision: e.revision})
+		return s.resolve(ctx, found, chunkPool{}, snapshot{revision: e.revision, serializable: serializable})
 	}}
 	for _, p := range s.space.Logical(compared(c)) {
 		q.ranges = append(q.ranges, &pb.RangeRequest{
-			Key: p.Key, RangeEnd: p.End,
+			Key: p.Key, RangeEnd: p.End, Serializable: serializable,
 			// Keys alone come without their lease.
 			KeysOnly: c.Target != pb.Compare_VALUE && c.Target != pb.Compare_LEASE,
 		})
@@ -87,13 +88,17 @@ func (s *Stage) stateQuestion(key []byte) question {
 
 // anchorQuestion asks whether what d has staged is there.
 func anchorQuestion(d *draft) question {
-	return question{
-		ranges: []*pb.RangeRequest{{Key: d.anchorKey(), KeysOnly: true}},
-		answer: func(_ context.Context, e *evidence, found []*mvccpb.KeyValue) error {
-			e.anchored[d] = len(found) == 1 && found[0].CreateRevision == d.anchor
-			return nil
-		},
+	q := question{answer: func(_ context.Context, e *evidence, found []*mvccpb.KeyValue) error {
+		e.anchored[d] = len(found) == len(d.proof())
+		for _, kv := range found {
+			e.anchored[d] = e.anchored[d] && kv.CreateRevision == d.anchor
+		}
+		return nil
+	}}
+	for _, key := range d.proof() {
+		q.ranges = append(q.ranges, &pb.RangeRequest{Key: key, KeysOnly: true})
 	}
+	return q
 }
 
 // readLists completes a layout by reading the lists of chunks that it refers to.

@@ -1,9 +1,12 @@
 package chunker
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -111,4 +114,45 @@ func TestCloseRevokesTheSession(t *testing.T) {
 	require.ErrorIs(t, err, ErrClosed)
 	e.holds("k", text(500<<10, "a"))
 	require.Empty(t, e.orphans())
+}
+
+// TestALeaseThatIsNotThere is the put's own, while the session's has less than a
+// second left.
+func TestALeaseThatIsNotThere(t *testing.T) {
+	e := newEnv(t, Config{SessionTTL: time.Second}, nil)
+	_, err := e.kv.Put(e.ctx, "k", incompressible(200<<10, "x"), clientv3.WithLease(12345))
+	require.ErrorIs(t, err, rpctypes.ErrLeaseNotFound)
+	held, err := e.cli.Leases(e.ctx)
+	require.NoError(t, err)
+	require.Len(t, held.Leases, 1, "one session")
+}
+
+// slowLease waits with its grant until it is told.
+type slowLease struct {
+	clientv3.Lease
+	asked, proceed chan struct{}
+}
+
+func (l slowLease) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	close(l.asked)
+	<-l.proceed
+	return l.Lease.Grant(ctx, ttl)
+}
+
+func TestCloseWhileALeaseIsGranted(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	l := slowLease{e.cli.Lease, make(chan struct{}), make(chan struct{})}
+	kv, _ := e.another(Config{Lease: l})
+	put := make(chan error)
+	go func() {
+		_, err := kv.Put(e.ctx, "k", incompressible(200<<10, "x"))
+		put <- err
+	}()
+	<-l.asked
+	require.NoError(t, kv.Close())
+	close(l.proceed)
+	require.ErrorIs(t, <-put, ErrClosed)
+	held, err := e.cli.Leases(e.ctx)
+	require.NoError(t, err)
+	require.Empty(t, held.Leases)
 }

@@ -28,11 +28,8 @@ func (l *limits) init(entry int) {
 // lowerEntry follows the refusal of a proposal that was within the given entry
 // size. It reports whether smaller proposals are worth a try.
 func (l *limits) lowerEntry(entry int64) bool {
-	if entry/2 < minMaxEntryBytes {
-		return false
-	}
-	l.entry.CompareAndSwap(entry, entry/2) // else somebody else has lowered it
-	return true
+	lower := max(entry/2, minMaxEntryBytes)
+	return l.entry.CompareAndSwap(entry, lower) && lower < entry || l.entry.Load() < entry
 }
 
 // learnOps finds the server's --max-txn-ops, which is less than refused.
@@ -55,8 +52,8 @@ func (l *limits) learnOps(ctx context.Context, inner pb.KVClient, refused int) e
 }
 
 // allow reports whether the server allows the application a transaction of the
-// given width. It is asked where that is not known, and would not show, because
-// what it is sent is narrower than sent.
+// width asked. The server is asked for its limit where that is not known and would
+// not show, because what it is sent has the width sent, which is less.
 func (l *limits) allow(ctx context.Context, inner pb.KVClient, asked, sent int) (bool, error) {
 	if asked <= sent || int64(asked) <= l.proven.Load() {
 		return true, nil

@@ -71,9 +71,9 @@ func TestServersWithOtherOpLimits(t *testing.T) {
 // TestServersWithOtherRequestLimits writes to servers that refuse entries of the
 // default size.
 func TestServersWithOtherRequestLimits(t *testing.T) {
-	for _, limit := range []int{18 << 10, 40 << 10, 4 << 20} {
+	for limit, entry := range map[int]int{18 << 10: 0, 20 << 10: 24 << 10, 40 << 10: 0, 4 << 20: 0} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
-			e := newEnv(t, Config{}, func(cfg *embed.Config) { cfg.MaxRequestBytes = uint(limit) })
+			e := newEnv(t, Config{MaxEntryBytes: entry}, func(cfg *embed.Config) { cfg.MaxRequestBytes = uint(limit) })
 			for _, n := range []int{100, 15 << 10, 30 << 10, 50 << 10, 300 << 10} {
 				value := incompressible(n, "v")
 				e.put("k", value)

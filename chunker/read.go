@@ -21,12 +21,16 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 		return nil, err
 	}
 	all := format.Range{Key: r.Key, End: r.RangeEnd}
+	var known *chunked
+	if all.Single() {
+		known = s.cache.get(r.Key)
+	}
 	switch {
-	case len(s.space.Logical(all)) > 1:
-	case all.Single() && !r.KeysOnly && !r.CountOnly && s.cache.get(r.Key) != nil:
+	case s.space.Meets(all):
+	case known != nil && !r.KeysOnly && !r.CountOnly:
 		if r.Revision == 0 && !filtered(r) {
-			resp, err := s.readKnown(ctx, r, s.cache.get(r.Key))
-			if !missing(err) {
+			resp, err := s.readKnown(ctx, r, known)
+			if !overtaken(err) {
 				return resp, err
 			}
 		}
@@ -43,7 +47,7 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 		if err == nil {
 			return resp, nil
 		}
-		if !missing(err) {
+		if !overtaken(err) {
 			return nil, err
 		}
 	}
@@ -112,11 +116,15 @@ func (s *Stage) readKnown(ctx context.Context, r *pb.RangeRequest, known *chunke
 	if len(found.Kvs) == 0 || format.Plain(found.Kvs[0].Value) {
 		s.cache.forget(r.Key, known.meta.ModRevision)
 	}
-	if err := s.resolveWith(ctx, found.Kvs, src, snapshotOf(r, found)); err != nil {
+	open, err := s.parseAll(found.Kvs)
+	if err != nil {
 		return nil, err
 	}
-	if now := s.cache.get(r.Key); now != nil && len(found.Kvs) == 1 && now.meta.ModRevision == found.Kvs[0].ModRevision {
-		s.cache.keep(newChunked(found.Kvs[0], now.layout), found.Kvs[0].Value)
+	if err := s.complete(ctx, open, src, snapshotOf(r, found)); err != nil {
+		return nil, err
+	}
+	for _, u := range open {
+		s.cache.keep(newChunked(u.kv, u.layout), u.kv.Value)
 	}
 	return found, nil
 }

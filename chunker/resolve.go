@@ -40,23 +40,27 @@ type unresolved struct {
 // where they exist unless it has been compacted; and if they are not there, at
 // the current revision, since chunks do not change and ids are not used again.
 //
-// A value that stays incomplete is a [*DamagedError]. That the value has been
-// overwritten meanwhile is the other explanation, so that a reader that can asks
-// for value and chunks once more, in one transaction.
+// A value that stays incomplete is a [*DamagedError], or ErrCompacted where that
+// is the snapshot's fate. The value may have been overwritten meanwhile, so that
+// a reader that can asks for value and chunks once more, in one transaction.
 func (s *Stage) resolve(ctx context.Context, kvs []*mvccpb.KeyValue, pool chunkPool, at snapshot) error {
-	return s.resolveWith(ctx, kvs, pool.source(), at)
+	open, err := s.parseAll(kvs)
+	if err != nil {
+		return err
+	}
+	return s.complete(ctx, open, pool.source(), at)
 }
 
-// resolveWith is resolve with chunks that are decoded already.
-func (s *Stage) resolveWith(ctx context.Context, kvs []*mvccpb.KeyValue, src format.Source, at snapshot) error {
-	var open []unresolved
+// parseAll replaces the envelopes among the values of kvs by the values in them,
+// and returns the manifests.
+func (s *Stage) parseAll(kvs []*mvccpb.KeyValue) (open []unresolved, err error) {
 	for _, kv := range kvs {
 		if format.Plain(kv.Value) {
 			continue
 		}
 		literal, layout, err := s.parse(kv, s.cfg.MaxValueBytes)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if layout == nil {
 			kv.Value = literal
@@ -64,14 +68,18 @@ func (s *Stage) resolveWith(ctx context.Context, kvs []*mvccpb.KeyValue, src for
 		}
 		open = append(open, unresolved{kv, layout})
 	}
+	return open, nil
+}
+
+// complete replaces manifests by the values that they stand for.
+func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Source, at snapshot) error {
 	open, err := s.assemble(open, src)
 	if err != nil || len(open) == 0 {
 		return err
 	}
-	if err := s.fetch(ctx, open, src.Stored, at); err != nil {
-		if !is(err, rpctypes.ErrCompacted) && !is(err, rpctypes.ErrFutureRev) {
-			return err
-		}
+	pinned := s.fetch(ctx, open, src.Stored, at)
+	if pinned != nil && !is(pinned, rpctypes.ErrCompacted) && !is(pinned, rpctypes.ErrFutureRev) {
+		return pinned
 	}
 	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
 		return err
@@ -82,17 +90,23 @@ func (s *Stage) resolveWith(ctx context.Context, kvs []*mvccpb.KeyValue, src for
 	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
 		return err
 	}
+	if is(pinned, rpctypes.ErrCompacted) {
+		return pinned // and what is missing need not be damaged
+	}
 	m := open[0]
 	_, err = m.layout.Value(src)
 	return unreadable(m.kv.Key, m.kv.ModRevision, err)
 }
 
-// missing reports whether err says that a chunk is missing, so that it may help
-// to read again.
+// missing reports whether err says that a chunk is missing.
 func missing(err error) bool {
 	var damaged *DamagedError
 	return errors.As(err, &damaged) && damaged.missing
 }
+
+// overtaken reports whether err may be because the value was overwritten between
+// the read of the key and that of its chunks, so that it may help to read again.
+func overtaken(err error) bool { return missing(err) || is(err, rpctypes.ErrCompacted) }
 
 // parse reads what is stored at a key and is not plain: the value of an envelope,
 // or the layout of a chunked value of most bytes or less, as far as its manifest
@@ -135,8 +149,8 @@ func (s *Stage) assemble(all []unresolved, src format.Source) (open []unresolved
 	return open, nil
 }
 
-// fetch reads the chunks of what is unresolved into the pool, a bounded number of
-// bytes at a time.
+// fetch reads the chunks of what is unresolved into the pool, with a bounded number
+// of bytes in one response.
 func (s *Stage) fetch(ctx context.Context, all []unresolved, pool chunkPool, at snapshot) error {
 	const maxBytes = 32 << 20 // of values, before compression
 	for len(all) > 0 {

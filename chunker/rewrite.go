@@ -36,13 +36,12 @@ type rewriter struct {
 }
 
 // narrow makes the rewriter's next transaction narrower, and reports whether it
-// can. First operations are packed into nested transactions, unless it only reads:
-// those would make it a proposal. Then operations on chunks are left out; what
-// was to be read can be read afterwards, and what was to be deleted stays for the
-// sweep.
+// can. Operations are packed into nested transactions, but last where it only
+// reads: those make it a proposal. Operations on chunks are left out; what was to
+// be read can be read afterwards, and what was to be deleted stays for the sweep.
 func (rw *rewriter) narrow(writes bool) bool {
 	switch {
-	case !rw.grouped && (writes || rw.whole):
+	case !rw.grouped && (writes || rw.whole || rw.bare):
 		rw.grouped = true
 	case !rw.bare:
 		rw.bare = true
@@ -148,7 +147,7 @@ func (rw *rewriter) rangeStep(r *pb.RangeRequest) step {
 	all := format.Range{Key: r.Key, End: r.RangeEnd}
 	parts := rw.space.Logical(all)
 	send, arranged := r, len(parts) > 1 && !r.CountOnly
-	if sortsByValue(r) || arranged && limitsFirst(r) {
+	if sortsByValue(r) || arranged && (limitsFirst(r) || r.Limit == 0) {
 		send, arranged = unsorted(r), true
 	}
 	var s step

@@ -68,6 +68,7 @@ func TestAValueThatIsKeptIsNotShared(t *testing.T) {
 		resp, err := e.kv.Get(e.ctx, "k")
 		require.NoError(t, err)
 		require.True(t, value == string(resp.Kvs[0].Value))
+		require.Equal(t, "k", string(resp.Kvs[0].Key))
 		require.EqualValues(t, 1, resp.Kvs[0].Version)
 		require.EqualValues(t, 1, resp.Count)
 		clear(resp.Kvs[0].Value)

@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -59,15 +60,27 @@ func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
 	if err != nil {
 		return clientv3.NoLease, err
 	}
+	if !s.hold(granted.ID, alive) {
+		_, err := s.lease.Revoke(ctx, granted.ID) // closed meanwhile
+		return clientv3.NoLease, errors.Join(ErrClosed, err)
+	}
+	return granted.ID, nil
+}
+
+// hold keeps the lease, unless the session is closed.
+func (s *session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse) bool {
 	s.mu.Lock()
-	s.id = granted.ID
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.id = id
 	s.wg.Go(func() {
 		for range alive {
 		}
-		s.forget(granted.ID) // expired, or the session is closed
+		s.forget(id) // expired, or the session is closed
 	})
-	return granted.ID, nil
+	return true
 }
 
 func (s *session) held() clientv3.LeaseID {
@@ -88,7 +101,7 @@ func (s *session) forget(id clientv3.LeaseID) {
 // reports whether it was this one, which is then forgotten.
 func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 	left, err := s.lease.TimeToLive(ctx, id)
-	if err != nil || left.TTL > 0 {
+	if err != nil || left.TTL >= 0 { // -1 where there is none
 		return false, err
 	}
 	s.forget(id)
@@ -98,8 +111,10 @@ func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 // close revokes the lease, and with it the anchors of writes that are still
 // under way.
 func (s *session) close(ctx context.Context) error {
-	id := s.held()
+	s.mu.Lock()
 	s.cancel()
+	id := s.id
+	s.mu.Unlock()
 	s.wg.Wait()
 	if id == clientv3.NoLease {
 		return nil

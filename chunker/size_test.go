@@ -62,6 +62,8 @@ func TestTransactionsOfManyPuts(t *testing.T) {
 		"128 of 1 KiB":       {128, 1 << 10},
 		"100 of 10 KiB":      {100, 10 << 10},
 		"three of 1 MiB":     {3, 1 << 20},
+		"30 of 700 KiB":      {30, 700 << 10}, // whose lists are long, too
+		"100 of 200 KiB":     {100, 200 << 10},
 		"sixty of 1200 B":    {60, 1200},
 		"one that just fits": {1, 65000},
 	} {

@@ -7,6 +7,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 )
@@ -18,24 +19,20 @@ import (
 // read of one key just before it has found. A serializable stream is not, since
 // the next member may be behind the one that was read from; its chunks are looked
 // for where its keys were last written, and then at the current revision.
+//
+// Until the first message is delivered a stream that was overtaken, its revision
+// compacted, begins again.
 func (s *Stage) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	if err := s.checkRange(r); err != nil {
 		return nil, err
 	}
-	parts := s.space.Logical(format.Range{Key: r.Key, End: r.RangeEnd})
-	if len(parts) == 1 && (r.KeysOnly || r.CountOnly) {
+	all := format.Range{Key: r.Key, End: r.RangeEnd}
+	if !s.space.Meets(all) && (r.KeysOnly || r.CountOnly) {
 		return s.inner.RangeStream(ctx, r)
 	}
-	st := &stream{stage: s, req: r, parts: parts}
-	if r.Revision == 0 && !r.Serializable {
-		now, err := s.inner.Range(ctx, &pb.RangeRequest{Key: r.Key, CountOnly: true})
-		if err != nil {
-			return nil, err
-		}
-		st.pinned = now.Header.Revision
-	}
+	st := &stream{stage: s, req: r, parts: s.space.Logical(all)}
 	st.ctx, st.cancel = context.WithCancel(ctx)
-	if err := st.open(); err != nil {
+	if err := st.begin(); err != nil {
 		st.cancel()
 		return nil, err
 	}
@@ -49,19 +46,39 @@ type stream struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	req    *pb.RangeRequest
-	pinned int64 // the revision that the request was given, 0 where it has its own or none
+	parts  []format.Range
 
-	parts []format.Range // the first of which is being received
-	inner grpc.ServerStreamingClient[pb.RangeStreamResponse]
-	kvs   int64 // received
-	count int64 // of the parts before
+	revision     int64 // that is read, 0 while the member chooses it
+	serializable bool  // whether any member will do
+
+	open      []format.Range // parts, the first of which is being received
+	inner     grpc.ServerStreamingClient[pb.RangeStreamResponse]
+	kvs       int64 // received
+	count     int64 // of the parts before
+	delivered bool  // whether there was a message
+	begun     int
 }
 
-// open begins with the first part. Once the limit is reached, parts are only
+// begin begins with the first part.
+func (st *stream) begin() error {
+	st.begun++
+	st.open, st.kvs, st.count = st.parts, 0, 0
+	st.revision, st.serializable = st.req.Revision, st.req.Serializable
+	if st.revision == 0 && !st.serializable {
+		now, err := st.stage.inner.Range(st.ctx, &pb.RangeRequest{Key: st.req.Key, CountOnly: true})
+		if err != nil {
+			return err
+		}
+		st.revision = now.Header.Revision
+	}
+	return st.next()
+}
+
+// next opens the stream of a part. Once the limit is reached, parts are only
 // counted.
-func (st *stream) open() (err error) {
-	r := part(st.req, st.parts[0].Key, st.parts[0].End)
-	r.Revision = max(r.Revision, st.pinned)
+func (st *stream) next() (err error) {
+	r := part(st.req, st.open[0].Key, st.open[0].End)
+	r.Revision, r.Serializable = st.revision, st.serializable
 	if r.Limit > 0 {
 		if r.Limit -= st.kvs; r.Limit <= 0 {
 			r.Limit, r.CountOnly = 0, true
@@ -75,48 +92,66 @@ func (st *stream) open() (err error) {
 // has a header and the count.
 func (st *stream) Recv() (*pb.RangeStreamResponse, error) {
 	resp, err := st.receive()
+	for overtaken(err) && !st.delivered && st.req.Revision == 0 && st.begun < maxRereads {
+		if err = st.begin(); err == nil {
+			resp, err = st.receive()
+		}
+	}
 	if err != nil {
 		st.cancel()
+		return nil, err
 	}
-	return resp, err
+	st.delivered = true
+	return resp, nil
 }
 
 func (st *stream) receive() (*pb.RangeStreamResponse, error) {
 	resp, err := st.inner.Recv()
-	for err == io.EOF && len(st.parts) > 1 {
-		st.parts = st.parts[1:]
-		if err = st.open(); err == nil {
+	for {
+		switch {
+		case err == io.EOF && len(st.open) > 1:
+			st.open = st.open[1:]
+		case is(err, rpctypes.ErrFutureRev) && st.serializable && st.req.Revision == 0:
+			st.serializable = false // this member is behind the one that the part before came from
+		case err != nil:
+			return nil, err
+		default:
+			return resp, st.whole(resp.RangeResponse)
+		}
+		if err = st.next(); err == nil {
 			resp, err = st.inner.Recv()
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	found := resp.RangeResponse
+}
+
+// whole makes a message what it would be in the stream of the whole range, with
+// whole values.
+func (st *stream) whole(found *pb.RangeResponse) error {
 	st.kvs += int64(len(found.Kvs))
 	if found.Header != nil { // the last message of its part
+		if st.revision == 0 {
+			st.revision = found.Header.Revision // and so that of the parts that follow
+		}
+		if st.req.Revision == 0 {
+			found.Header.Revision = st.revision // as without a revision in the request
+		}
 		st.count += found.Count
 		found.Count = st.count
 		found.More = st.req.Limit > 0 && st.count > st.kvs
-		if st.pinned != 0 {
-			found.Header.Revision = st.pinned // as without the request's
-		}
-		if len(st.parts) > 1 {
+		if len(st.open) > 1 {
 			found.Header, found.Count, found.More = nil, 0, false
 		}
 	}
-	if !st.req.KeysOnly {
-		at := snapshot{revision: max(st.req.Revision, st.pinned), serializable: st.req.Serializable}
-		if at.revision == 0 {
-			for _, kv := range found.Kvs {
-				at.revision = max(at.revision, kv.ModRevision)
-			}
-		}
-		if err := st.stage.resolve(st.ctx, found.Kvs, chunkPool{}, at); err != nil {
-			return nil, err
+	if st.req.KeysOnly {
+		return nil
+	}
+	at := snapshot{revision: st.revision, serializable: st.serializable}
+	if at.revision == 0 {
+		for _, kv := range found.Kvs {
+			at.revision = max(at.revision, kv.ModRevision)
 		}
 	}
-	return resp, nil
+	return st.stage.resolve(st.ctx, found.Kvs, chunkPool{}, at)
 }
 
 // CloseSend ends the stream.

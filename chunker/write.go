@@ -1,6 +1,7 @@
 package chunker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 
@@ -205,7 +206,7 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 			}
 			return nil, w.again()
 		case err != nil:
-			return nil, w.refused(ctx, err, min(stagingOps, int(w.s.limits.ops.Load())), 0)
+			return nil, w.refused(ctx, err, min(stagingOps, int(w.s.limits.ops.Load())), 0, c.entry)
 		}
 	}
 	return w.commit(ctx, w.assemble(p, true))
@@ -246,7 +247,7 @@ func (w *write) informed() bool {
 // gather reads the evidence.
 func (w *write) gather(ctx context.Context) (err error) {
 	for range maxRereads {
-		if w.evidence, err = w.s.ask(ctx, w.questions(false)); !missing(err) {
+		if w.evidence, err = w.s.ask(ctx, w.questions(false)); !overtaken(err) {
 			break
 		}
 	}
@@ -258,7 +259,7 @@ func (w *write) gather(ctx context.Context) (err error) {
 func (w *write) questions(anchored bool) []question {
 	var qs []question
 	for c := range anywhere.compares(w.req) {
-		qs = append(qs, w.s.compareQuestion(c))
+		qs = append(qs, w.s.compareQuestion(c, serializable(w.req)))
 	}
 	for p := range anywhere.puts(w.req) {
 		if w.wantsState(p) {
@@ -287,10 +288,17 @@ func (w *write) state(p *pb.PutRequest) *state {
 
 // plan is what an attempt has decided on.
 type plan struct {
-	decided decisions
-	guards  []*pb.Compare
-	drafts  []*draft
-	instead map[*pb.PutRequest]*pb.PutRequest // puts that are sent in place of others
+	decided   decisions
+	guards    []*pb.Compare
+	listBytes int // that each manifest may have of its list
+	drafts    []*draft
+	instead   map[*pb.PutRequest]*pb.PutRequest // puts that are sent in place of others
+}
+
+// listBytes returns how much of its list each of so many manifests may have, so
+// that all of them fit in one proposal beside their guards.
+func listBytes(entry, drafts int) int {
+	return min(max(entry/4/max(drafts, 1), 256), 8<<10)
 }
 
 // inlineable reports whether the plan's chunks may fit in a proposal of the given
@@ -311,6 +319,13 @@ func (p *plan) inlineable(entry int64) bool {
 func (w *write) plan(ctx context.Context) (*plan, error) {
 	p := &plan{instead: make(map[*pb.PutRequest]*pb.PutRequest)}
 	p.decided, p.guards = w.decide()
+	drafts := 0
+	for put := range p.decided.puts(w.req) {
+		if w.wantsState(put) {
+			drafts++
+		}
+	}
+	p.listBytes = listBytes(int(w.s.limits.entry.Load()), drafts)
 	for put := range p.decided.puts(w.req) {
 		switch {
 		case put.IgnoreValue:
@@ -370,9 +385,11 @@ func (w *write) planDraft(p *plan, put *pb.PutRequest) {
 			p.instead[put] = &pb.PutRequest{Key: put.Key, IgnoreLease: true, PrevKv: put.PrevKv}
 			return
 		}
-		lease = st.lease
+		if lease = st.lease; w.blind {
+			p.guards = append(p.guards, compareLease(put.Key, lease), exists(put.Key))
+		}
 	}
-	w.draft(p, put, put.Value, lease, st, w.blind && !put.IgnoreLease)
+	w.draft(p, put, put.Value, lease, st, w.blind)
 }
 
 // planMove plans to put a key with the value that it has, to another lease as it
@@ -388,7 +405,7 @@ func (w *write) planMove(ctx context.Context, p *plan, put *pb.PutRequest) error
 	}
 	kv := proto.CloneOf(st.kv)
 	err := w.s.resolve(ctx, []*mvccpb.KeyValue{kv}, chunkPool{}, snapshot{revision: w.evidence.revision})
-	if missing(err) && w.rereads < maxRereads {
+	if overtaken(err) && w.rereads < maxRereads {
 		w.rereads++
 		if err := w.gather(ctx); err != nil {
 			return err
@@ -411,20 +428,22 @@ func (w *write) planMove(ctx context.Context, p *plan, put *pb.PutRequest) error
 // what they have found out about the value.
 func (w *write) draft(p *plan, put *pb.PutRequest, value []byte, lease int64, base *state, blind bool) {
 	d := w.drafts[put]
+	if d != nil && !bytes.Equal(d.value, value) { // to be moved, and replaced meanwhile
+		w.s.abandon(d)
+		d = nil
+	}
 	switch {
 	case d == nil:
 		cut := w.s.cfg.cut(len(value), w.s.chunkLimit(w.s.space.ChunkKeyLen(put.Key)), base.layout)
-		d = &draft{put: put, space: w.s.space, Draft: format.NewDraft(w.s.space, put.Key, value, lease, cut)}
+		d = &draft{put: put, value: value, space: w.s.space, Draft: format.NewDraft(w.s.space, put.Key, value, lease, cut)}
 	case d.Lease != lease || d.anchor == 0 && !d.basedOn(base):
 		w.s.abandon(d)
-		d = &draft{put: put, space: w.s.space, Draft: d.Renew(lease)}
+		d = &draft{put: put, value: value, space: w.s.space, Draft: d.Renew(lease)}
 	}
 	if blind {
 		base = nil
 	}
-	if d.manifest == nil || !d.basedOn(base) {
-		d.rebase(base)
-	}
+	d.rebase(base, p.listBytes)
 	w.drafts[put] = d
 	p.drafts = append(p.drafts, d)
 }

@@ -11,6 +11,16 @@ import (
 const wide = 128
 
 var widthCases = []testCase{
+	{"many gets of everything", func(f *fixture) {
+		f.put("a", "v")
+		gets := make(ops, 100)
+		for i := range gets {
+			gets[i] = clientv3.OpGet("", clientv3.WithPrefix())
+		}
+		for _, r := range f.txn(nil, gets, nil).Responses {
+			f.values(r.GetResponseRange().Kvs, "a", "v")
+		}
+	}},
 	{"a transaction as wide as the server allows, of gets", func(f *fixture) {
 		gets, want := make(ops, wide), make([]string, wide)
 		for i := range gets {

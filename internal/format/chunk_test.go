@@ -78,9 +78,9 @@ func TestIdentityIsNotAChecksum(t *testing.T) {
 	space := testSpace(t)
 	key, cut := []byte("k"), CutParams{Min: 4096, Avg: 4096, Max: 4096}
 	first := NewDraft(space, key, a, 0, cut)
-	_, base := first.Build(nil)
+	_, base := first.Build(nil, testListBytes)
 	second := NewDraft(space, key, b, 0, cut)
-	_, layout := second.Build(base)
+	_, layout := second.Build(base, testListBytes)
 	require.Len(t, second.Chunks, 1, "the chunk of the other value was reused")
 	require.NotEqual(t, base.All()[0].ID, layout.All()[0].ID)
 }

@@ -80,15 +80,14 @@ func pieces(b []byte, cut CutParams) []piece {
 
 // Lists are cut like values, with parameters of their own, once they are longer
 // than a manifest should be.
-const maxListBytes = 8 << 10
-
 var listCut = CutParams{Min: 512, Avg: 2 << 10, Max: 8 << 10}
 
 // Build returns the stored form of a manifest for the value and its layout. It
 // reuses the draft's own chunks, then those of base, and makes the rest, which
 // it appends to d.Chunks. A base with another lease is not reused: its chunks
-// would expire apart from the key. Base may be nil.
-func (d *Draft) Build(base *Layout) (stored []byte, l *Layout) {
+// would expire apart from the key. Base may be nil. The manifest has up to
+// maxListBytes of its list, at least one ref.
+func (d *Draft) Build(base *Layout, maxListBytes int) (stored []byte, l *Layout) {
 	have := make(map[Identity]Ref)
 	if base != nil && base.Lease == d.Lease {
 		for _, r := range base.All() {
@@ -97,7 +96,7 @@ func (d *Draft) Build(base *Layout) (stored []byte, l *Layout) {
 	}
 	top := d.refs(d.pieces, have)
 	levels := [][]Ref{top}
-	for len(top)*refBytes > maxListBytes {
+	for len(top) > 1 && len(top)*refBytes > maxListBytes {
 		top = d.refs(pieces(encodeRefs(top), listCut), have)
 		levels = slices.Insert(levels, 0, top)
 	}

@@ -48,12 +48,12 @@ func TestValuesComeBack(t *testing.T) {
 		for _, cut := range []CutParams{NewCutParams(256, 1024), NewCutParams(4<<10, 60<<10)} {
 			value := noise(n, 7)
 			d := NewDraft(space, []byte("k"), value, 0, cut)
-			stored, layout := d.Build(nil)
+			stored, layout := d.Build(nil, testListBytes)
 			s := store{}
 			s.add(d)
 			require.Len(t, s, len(layout.All()))
 			require.True(t, bytes.Equal(value, s.read(t, stored)), "%d bytes, %v", n, cut)
-			require.LessOrEqual(t, len(stored), maxListBytes+300, "the manifest of %d bytes", n)
+			require.LessOrEqual(t, len(stored), testListBytes+300, "the manifest of %d bytes", n)
 		}
 	}
 }
@@ -75,7 +75,7 @@ func TestOverwrites(t *testing.T) {
 			at := rapid.IntRange(0, len(value)-1).Draw(t, "at")
 			value = slices.Concat(value[:at], edit, value[min(at+rapid.IntRange(0, 40).Draw(t, "cut"), len(value)-1):])
 			d := NewDraft(space, []byte("k"), value, 0, cut)
-			stored, layout := d.Build(base)
+			stored, layout := d.Build(base, testListBytes)
 			s.add(d)
 			if base != nil {
 				s.collect(base, layout)
@@ -97,14 +97,14 @@ func TestPieces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		before := noise(rapid.IntRange(1, 300_000).Draw(t, "bytes"), 1)
 		first := NewDraft(space, []byte("k"), before, 0, cut)
-		_, base := first.Build(nil)
+		_, base := first.Build(nil, testListBytes)
 		pieces := base.Pieces(before)
 		require.Len(t, pieces, len(first.Chunks))
 
 		after := bytes.Clone(before)
 		after[rapid.IntRange(0, len(after)-1).Draw(t, "at")] ^= 1
 		second := NewDraft(space, []byte("k"), after, 0, cut)
-		stored, _ := second.Build(base)
+		stored, _ := second.Build(base, testListBytes)
 		s := store{}
 		s.add(second) // and nothing of the first
 		_, m, err := Parse(stored, maxTestValue)
@@ -133,16 +133,16 @@ func TestRebase(t *testing.T) {
 		s := store{}
 		write := func(value []byte) *Layout {
 			d := NewDraft(space, []byte("k"), value, 0, cut)
-			_, l := d.Build(nil)
+			_, l := d.Build(nil, testListBytes)
 			s.add(d)
 			return l
 		}
 		first, second, value := write(variant()), write(variant()), variant()
 		d := NewDraft(space, []byte("k"), value, 0, cut)
-		d.Build(first)
+		d.Build(first, testListBytes)
 		before := slices.Clone(d.Chunks)
 		s.add(d)
-		stored, layout := d.Build(second)
+		stored, layout := d.Build(second, testListBytes)
 		for i, c := range before {
 			require.Equal(t, c, d.Chunks[i])
 		}
@@ -161,19 +161,19 @@ func TestRebase(t *testing.T) {
 func TestALeaseIsNotShared(t *testing.T) {
 	space, cut, value := testSpace(t), NewCutParams(256, 1024), noise(5000, 1)
 	d := NewDraft(space, []byte("k"), value, 1, cut)
-	_, base := d.Build(nil)
+	_, base := d.Build(nil, testListBytes)
 	again := NewDraft(space, []byte("k"), value, 2, cut)
-	again.Build(base)
+	again.Build(base, testListBytes)
 	require.Len(t, again.Chunks, len(d.Chunks))
 	same := NewDraft(space, []byte("k"), value, 1, cut)
-	same.Build(base)
+	same.Build(base, testListBytes)
 	require.Empty(t, same.Chunks)
 }
 
 func TestMissingAndDamagedChunksAreNamed(t *testing.T) {
 	space, cut := testSpace(t), NewCutParams(256, 1024)
 	d := NewDraft(space, []byte("k"), noise(200_000, 1), 0, cut)
-	stored, layout := d.Build(nil)
+	stored, layout := d.Build(nil, testListBytes)
 	require.Positive(t, layout.Depth, "the list should be long enough to be cut")
 	_, m, err := Parse(stored, maxTestValue)
 	require.NoError(t, err)
@@ -222,7 +222,7 @@ func FuzzRoundTrip(f *testing.F) {
 		space, cut := testSpace(t), NewCutParams(256, 1024)
 		s := store{}
 		first := NewDraft(space, []byte("k"), value, 0, cut)
-		stored, base := first.Build(nil)
+		stored, base := first.Build(nil, testListBytes)
 		s.add(first)
 		if !bytes.Equal(value, s.read(t, stored)) {
 			t.Fatal("another value came back")
@@ -230,7 +230,7 @@ func FuzzRoundTrip(f *testing.F) {
 		i := int(at) % len(value)
 		changed := slices.Concat(value[:i], edit, value[i:])
 		second := NewDraft(space, []byte("k"), changed, 0, cut)
-		stored, layout := second.Build(base)
+		stored, layout := second.Build(base, testListBytes)
 		s.add(second)
 		s.collect(base, layout)
 		if !bytes.Equal(changed, s.read(t, stored)) {
@@ -247,12 +247,12 @@ func BenchmarkEncode(b *testing.B) {
 	for _, changed := range []float64{0.01, 0.1, 1} {
 		b.Run(fmt.Sprintf("changed=%v%%", 100*changed), func(b *testing.B) {
 			g := workload.NewGateway(1000, 1)
-			_, base := NewDraft(space, key, g.Publish(0), 0, cut).Build(nil)
+			_, base := NewDraft(space, key, g.Publish(0), 0, cut).Build(nil, testListBytes)
 			value := g.Publish(changed)
 			b.SetBytes(int64(len(value)))
 			b.ReportAllocs()
 			for b.Loop() {
-				NewDraft(space, key, value, 0, cut).Build(base)
+				NewDraft(space, key, value, 0, cut).Build(base, testListBytes)
 			}
 		})
 	}
@@ -265,7 +265,7 @@ func BenchmarkDecode(b *testing.B) {
 	for _, avg := range []int{4 << 10, 8 << 10, 16 << 10} {
 		b.Run(fmt.Sprintf("avg=%d", avg), func(b *testing.B) {
 			d := NewDraft(space, []byte("/gateway/status/objects"), value, 0, NewCutParams(avg, 60<<10))
-			stored, _ := d.Build(nil)
+			stored, _ := d.Build(nil, testListBytes)
 			s := store{}
 			s.add(d)
 			b.SetBytes(int64(len(value)))
@@ -276,3 +276,6 @@ func BenchmarkDecode(b *testing.B) {
 		})
 	}
 }
+
+// testListBytes is what a chunker gives the manifest of a value by itself.
+const testListBytes = 8 << 10

@@ -130,10 +130,13 @@ func (r Range) Overlaps(o Range) bool {
 		(o.unbounded() || bytes.Compare(r.Key, o.End) < 0)
 }
 
+// Meets reports whether r and the reserved part have keys in common.
+func (k Keyspace) Meets(r Range) bool { return r.Overlaps(Range{k.prefix, k.end}) }
+
 // Logical returns r without the reserved part, in order: r itself where the two
 // do not meet, else what lies below and what lies above.
 func (k Keyspace) Logical(r Range) []Range {
-	if !r.Overlaps(Range{k.prefix, k.end}) {
+	if !k.Meets(r) {
 		return []Range{r}
 	}
 	if r.Single() {

@@ -147,7 +147,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(golden.encode(), []byte("chunk"))
 	f.Add(Literal([]byte(magic)), []byte(nil))
 	d := NewDraft(must(NewKeyspace("\x00kvw/")), []byte("k"), []byte("value"), 0, CutParams{Min: 64, Avg: 256, Max: 1024})
-	manifest, _ := d.Build(nil)
+	manifest, _ := d.Build(nil, testListBytes)
 	f.Add(manifest, d.Chunks[0].Stored)
 	f.Fuzz(func(t *testing.T, stored, chunk []byte) {
 		const limit = 1 << 16
