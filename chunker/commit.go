@@ -262,7 +262,7 @@ func (w *write) rewriter(p *plan) *rewriter {
 	}
 	rw.decided, rw.drafts, rw.instead = p.decided, p.drafts, p.instead
 	for op := range p.decided.ops(w.req) {
-		rw.noteUnlinks(op)
+		rw.note(op)
 	}
 	return rw
 }

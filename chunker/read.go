@@ -21,7 +21,10 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 		return nil, err
 	}
 	all := format.Range{Key: r.Key, End: r.RangeEnd}
-	var known *chunked
+	var (
+		known   *chunked
+		rereads int
+	)
 	if all.Single() {
 		known = s.cache.get(r.Key)
 	}
@@ -33,6 +36,7 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 			if !overtaken(err) {
 				return resp, err
 			}
+			rereads++
 		}
 	case sortsByValue(r):
 		if resp, err := s.rangeUnchunked(ctx, r); resp != nil || err != nil {
@@ -50,8 +54,17 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 		if !overtaken(err) {
 			return nil, err
 		}
+		rereads++
 	}
-	return s.rangeTxn(ctx, r)
+	w := newWrite(s, &pb.TxnRequest{Success: []*pb.RequestOp{wire.Range(r)}})
+	w.rereads = rereads
+	resp, err := w.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := resp.Responses[0].GetResponseRange()
+	found.Header = resp.Header
+	return found, nil
 }
 
 // snapshotOf returns where r found resp.
@@ -61,17 +74,6 @@ func snapshotOf(r *pb.RangeRequest, resp *pb.RangeResponse) snapshot {
 		at.revision = resp.Header.Revision
 	}
 	return at
-}
-
-// rangeTxn reads a range in a transaction of its own.
-func (s *Stage) rangeTxn(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	resp, err := newWrite(s, &pb.TxnRequest{Success: []*pb.RequestOp{wire.Range(r)}}).run(ctx)
-	if err != nil {
-		return nil, err
-	}
-	found := resp.Responses[0].GetResponseRange()
-	found.Header = resp.Header
-	return found, nil
 }
 
 func filtered(r *pb.RangeRequest) bool {

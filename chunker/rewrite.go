@@ -13,12 +13,13 @@ import (
 // An operation becomes one or a few, in its place:
 //
 //	Range        a range below and one above the reserved prefix, where it
-//	             covers that; and the range of the chunks, where the same
-//	             transaction changes them
-//	Put          with PrevKv, first the range of the old value's chunks; the put,
-//	             of a manifest where the value was drafted; what the commit adds
-//	DeleteRange  with PrevKv, first the range of the chunks; the delete; the
-//	             delete of the chunks
+//	             covers that; the range of the chunks of a single key that is
+//	             known to have some, or has them deleted in the same transaction
+//	Put          first the range of the old value's chunks, where it or a range
+//	             of the same transaction returns that; the put, of a manifest
+//	             where the value was drafted; what the commit adds
+//	DeleteRange  first the ranges of the chunks, likewise; the delete; the delete
+//	             of the chunks
 //	Txn          the same for its operations
 //
 // It is pure: what it has to know stands in its fields.
@@ -30,6 +31,7 @@ type rewriter struct {
 	anchored bool                              // whether the drafts' chunks are staged
 	instead  map[*pb.PutRequest]*pb.PutRequest // puts that take the place of others
 	unlinks  []format.Range                    // keys whose chunks may be deleted
+	ranges   []format.Range                    // of many keys, whose values are read
 	whole    bool                              // range chunks with every single key
 	grouped  bool                              // pack operations into nested transactions
 	bare     bool                              // let chunks be, to save operations
@@ -154,8 +156,8 @@ func (rw *rewriter) rangeStep(r *pb.RangeRequest) step {
 	for _, p := range parts {
 		s.ops = append(s.ops, wire.Range(part(send, p.Key, p.End)))
 	}
-	valued := !r.CountOnly && (!r.KeysOnly || sortsByValue(r))
-	if valued && !rw.bare && (rw.deletesChunks(all) || all.Single() && (rw.whole || rw.known(r.Key))) {
+	valued := readsValues(r)
+	if valued && !rw.bare && all.Single() && (rw.whole || rw.known(r.Key) || rw.deletesChunks(r.Key)) {
 		s.ops = append(s.ops, wire.Range(chunkRequest(rw.space.Chunks(all), r.Revision, r.Serializable)))
 	}
 	s.fold = func(a *answer, resps []*pb.ResponseOp) *pb.ResponseOp {
@@ -178,23 +180,46 @@ func (rw *rewriter) rangeStep(r *pb.RangeRequest) step {
 	return s
 }
 
-// deletesChunks reports whether the transaction deletes chunks of a key in r, so
-// that they have to be read inside it.
-func (rw *rewriter) deletesChunks(r format.Range) bool {
+// readsValues reports whether the answer to r depends on values.
+func readsValues(r *pb.RangeRequest) bool {
+	return !r.CountOnly && (!r.KeysOnly || sortsByValue(r))
+}
+
+// deletesChunks reports whether the transaction deletes chunks of key, so that
+// they have to be read inside it.
+func (rw *rewriter) deletesChunks(key []byte) bool {
 	for _, u := range rw.unlinks {
-		if u.Overlaps(r) {
+		if u.Contains(key) {
 			return true
 		}
 	}
 	return false
 }
 
+// beforeUnlink returns reads of the chunks that an operation is about to delete
+// with the keys in u, as far as they are returned: by the operation, or by a range
+// beside it.
+func (rw *rewriter) beforeUnlink(u format.Range, prevKv bool) (reads []*pb.RequestOp) {
+	switch {
+	case rw.bare:
+		return nil
+	case prevKv:
+		return []*pb.RequestOp{wire.Range(chunkRequest(rw.space.Chunks(u), 0, false))}
+	}
+	for _, r := range rw.ranges {
+		if r.Overlaps(u) {
+			reads = append(reads, wire.Range(chunkRequest(rw.space.Chunks(r.Intersect(u)), 0, false)))
+		}
+	}
+	return reads
+}
+
 func (rw *rewriter) putStep(p *pb.PutRequest) step {
 	chunks := rw.space.Chunks(putKey(p))
 	d := rw.draftOf(p)
 	var s step
-	if p.PrevKv && !rw.bare {
-		s.ops = append(s.ops, wire.Range(chunkRequest(chunks, 0, false)))
+	if p.PrevKv || rw.unlinksChunks(p) {
+		s.ops = rw.beforeUnlink(putKey(p), p.PrevKv)
 	}
 	at := len(s.ops)
 	if d != nil {
@@ -210,8 +235,8 @@ func (rw *rewriter) putStep(p *pb.PutRequest) step {
 		}
 	}
 	s.fold = func(a *answer, resps []*pb.ResponseOp) *pb.ResponseOp {
-		if at > 0 {
-			a.chunks.add(resps[0].GetResponseRange().Kvs)
+		for _, chunks := range resps[:at] {
+			a.chunks.add(chunks.GetResponseRange().Kvs)
 		}
 		if prev := resps[at].GetResponsePut().PrevKv; prev != nil {
 			a.reads = append(a.reads, read{kvs: []*mvccpb.KeyValue{prev}})
@@ -256,13 +281,24 @@ func (rw *rewriter) unlinksOld(p *pb.PutRequest) bool {
 	return !rw.bare && !p.IgnoreValue && (p.PrevKv || rw.known(p.Key))
 }
 
-// noteUnlinks notes the keys whose chunks op deletes.
-func (rw *rewriter) noteUnlinks(op *pb.RequestOp) {
-	if d := op.GetRequestDeleteRange(); d != nil {
-		rw.unlinks = append(rw.unlinks, deleted(d))
-	}
-	if p := op.GetRequestPut(); p != nil && (rw.draftOf(p) != nil || rw.instead[p] != nil || rw.unlinksOld(p)) {
-		rw.unlinks = append(rw.unlinks, putKey(p))
+// unlinksChunks reports whether the commit of p deletes chunks of its key.
+func (rw *rewriter) unlinksChunks(p *pb.PutRequest) bool {
+	return rw.draftOf(p) != nil || rw.instead[p] != nil || rw.unlinksOld(p)
+}
+
+// note notes the keys whose chunks op deletes, and the ranges that it reads.
+func (rw *rewriter) note(op *pb.RequestOp) {
+	switch op := op.GetRequest().(type) {
+	case *pb.RequestOp_RequestDeleteRange:
+		rw.unlinks = append(rw.unlinks, deleted(op.RequestDeleteRange))
+	case *pb.RequestOp_RequestPut:
+		if rw.unlinksChunks(op.RequestPut) {
+			rw.unlinks = append(rw.unlinks, putKey(op.RequestPut))
+		}
+	case *pb.RequestOp_RequestRange:
+		if r := op.RequestRange; len(r.RangeEnd) > 0 && r.Revision == 0 && readsValues(r) {
+			rw.ranges = append(rw.ranges, format.Range{Key: r.Key, End: r.RangeEnd})
+		}
 	}
 }
 
@@ -282,10 +318,7 @@ func (rw *rewriter) deleteStep(d *pb.DeleteRangeRequest) step {
 	all := deleted(d)
 	chunks := rw.space.Chunks(all)
 	parts := rw.space.Logical(all)
-	var s step
-	if d.PrevKv && !rw.bare {
-		s.ops = append(s.ops, wire.Range(chunkRequest(chunks, 0, false)))
-	}
+	s := step{ops: rw.beforeUnlink(all, d.PrevKv)}
 	at := len(s.ops)
 	for _, p := range parts {
 		s.ops = append(s.ops, wire.DeleteRange(&pb.DeleteRangeRequest{Key: p.Key, RangeEnd: p.End, PrevKv: d.PrevKv}))
@@ -294,8 +327,8 @@ func (rw *rewriter) deleteStep(d *pb.DeleteRangeRequest) step {
 		s.ops = append(s.ops, wire.DeleteRange(&pb.DeleteRangeRequest{Key: chunks.Key, RangeEnd: chunks.End}))
 	}
 	s.fold = func(a *answer, resps []*pb.ResponseOp) *pb.ResponseOp {
-		if at > 0 {
-			a.chunks.add(resps[0].GetResponseRange().Kvs)
+		for _, chunks := range resps[:at] {
+			a.chunks.add(chunks.GetResponseRange().Kvs)
 		}
 		all := resps[at].GetResponseDeleteRange()
 		for _, r := range resps[at+1 : at+len(parts)] {

@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/workload"
@@ -82,4 +83,26 @@ func TestAValueThatIsKeptIsNotShared(t *testing.T) {
 		require.True(t, value == string(resp.Kvs[0].Value))
 		require.Greater(t, sent.Take().ResponseBytes, 30<<10)
 	}
+}
+
+// TestATransactionReadsWhatItReturns puts one of many large values beside a range
+// of all, of which one is asked for.
+func TestATransactionReadsWhatItReturns(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	const keys, bytes = 20, 200 << 10
+	for i := range keys {
+		e.put(fmt.Sprintf("p/%02d", i), incompressible(bytes, fmt.Sprint(i)))
+	}
+	e.sent.Take()
+	resp, err := e.kv.Txn(e.ctx).Then(
+		clientv3.OpGet("p/", clientv3.WithPrefix(), clientv3.WithLimit(1)),
+		clientv3.OpPut("p/00", "small"),
+		clientv3.OpGet("p/", clientv3.WithPrefix(), clientv3.WithLimit(1)),
+		clientv3.OpDelete("p/10", clientv3.WithRange("p/12")),
+	).Commit()
+	require.NoError(t, err)
+	require.True(t, incompressible(bytes, "0") == string(resp.Responses[0].GetResponseRange().Kvs[0].Value))
+	require.Equal(t, "small", string(resp.Responses[2].GetResponseRange().Kvs[0].Value))
+	require.Less(t, e.sent.Take().ResponseBytes, 8*bytes, "what is put and deleted, for each range, and no more")
+	require.Empty(t, e.orphans())
 }

@@ -133,6 +133,24 @@ func (r Range) Overlaps(o Range) bool {
 // Meets reports whether r and the reserved part have keys in common.
 func (k Keyspace) Meets(r Range) bool { return r.Overlaps(Range{k.prefix, k.end}) }
 
+// Intersect returns the keys that are in both r and o, which overlap.
+func (r Range) Intersect(o Range) Range {
+	switch {
+	case r.Single():
+		return r
+	case o.Single():
+		return o
+	}
+	both := r
+	if bytes.Compare(o.Key, r.Key) > 0 {
+		both.Key = o.Key
+	}
+	if r.unbounded() || !o.unbounded() && bytes.Compare(o.End, r.End) < 0 {
+		both.End = o.End
+	}
+	return both
+}
+
 // Logical returns r without the reserved part, in order: r itself where the two
 // do not meet, else what lies below and what lies above.
 func (k Keyspace) Logical(r Range) []Range {

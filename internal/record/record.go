@@ -26,7 +26,7 @@ var _ pb.KVClient = (*Stage)(nil)
 type Counts struct {
 	Requests      int   // of all kinds: round trips, but for those that overlap
 	Proposals     []int // the size of the raft entry of each write, in bytes
-	ResponseBytes int   // of reads, marshalled
+	ResponseBytes int   // of reads and transactions, marshalled
 }
 
 // ProposedBytes returns the sum of the proposals.
@@ -57,6 +57,8 @@ func (s *Stage) Take() Counts {
 	return c
 }
 
+// wrote counts a request that is proposed; before it is sent, since who sent it
+// may not wait for the answer.
 func (s *Stage) wrote(r proto.Message) {
 	n := wire.ProposalBytes(r)
 	s.mu.Lock()
@@ -65,11 +67,18 @@ func (s *Stage) wrote(r proto.Message) {
 	s.counts.Proposals = append(s.counts.Proposals, n)
 }
 
+// read counts a request that is not proposed, with its response.
 func (s *Stage) read(resp proto.Message) {
+	s.mu.Lock()
+	s.counts.Requests++
+	s.mu.Unlock()
+	s.answered(resp)
+}
+
+func (s *Stage) answered(resp proto.Message) {
 	n := proto.Size(resp)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts.Requests++
 	s.counts.ResponseBytes += n
 }
 
@@ -103,7 +112,9 @@ func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, opts 
 func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
 	if wire.Writes(r) {
 		s.wrote(r)
-		return s.inner.Txn(ctx, r, opts...)
+		resp, err := s.inner.Txn(ctx, r, opts...)
+		s.answered(resp)
+		return resp, err
 	}
 	resp, err := s.inner.Txn(ctx, r, opts...)
 	s.read(resp)
