@@ -51,8 +51,8 @@ var (
 // KV is a [clientv3.KV] whose requests pass the stages. Its methods are safe for
 // concurrent use. They return what etcd's client returns, and after an error a
 // write may have been applied where that is so after the same error of etcd's
-// client; errors of the stages are documented with them, and after these nothing
-// was written.
+// client. After an error of the stages, documented with them, nothing was written,
+// unless it is a chunker.AppliedError.
 type KV struct {
 	clientv3.KV
 	chunker *chunker.Stage

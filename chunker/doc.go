@@ -25,7 +25,8 @@
 // it, a [*DamagedError], and never wrong bytes. A call returns nil only when what
 // it was to write is durable. An error of etcd's is returned as it is, and after
 // it a write may have been applied, or not, as after the same error of etcd's own
-// client.
+// client. After an error of this package nothing was written, but for an
+// [*AppliedError].
 //
 // # How it works
 //

@@ -2,16 +2,13 @@ package chunker
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"math/rand/v2"
-	"strings"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/record"
 	"github.com/kvwrap/kvwrap/internal/wire"
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/client/pkg/v3/testutil"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -123,24 +120,8 @@ func (e *env) orphans() (keys []string) {
 	return keys
 }
 
-// text returns n bytes that compress to about a fourth: names and numbers.
-func text(n int, seed string) string {
-	var key [32]byte
-	copy(key[:], seed)
-	random := rand.NewChaCha8(key)
-	b := make([]byte, 0, n+32)
-	for len(b) < n {
-		b = fmt.Appendf(b, "\"requests\":%d,", random.Uint64()>>40)
-	}
-	return string(b[:n])
-}
-
-// incompressible returns n bytes that do not compress at all.
-func incompressible(n int, seed string) string {
-	var key [32]byte
-	copy(key[:], seed)
-	var b strings.Builder
-	b.Grow(n)
-	io.CopyN(&b, rand.NewChaCha8(key), int64(n))
-	return b.String()
-}
+// Values: see there.
+var (
+	text           = workload.Text
+	incompressible = workload.Incompressible
+)

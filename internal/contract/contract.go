@@ -9,10 +9,10 @@ package contract
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -80,22 +80,9 @@ func (f *fixture) v(name string) string {
 		return name
 	}
 	if f.named[name] == "" {
-		f.named[name] = fmt.Sprintf("%-32s%s", name, text(f.bytes, name))
+		f.named[name] = fmt.Sprintf("%-32s%s", name, workload.Text(f.bytes, name))
 	}
 	return f.named[name]
-}
-
-// text returns n bytes that compress to about a fourth, names and numbers, the same
-// for the same seed.
-func text(n int, seed string) string {
-	var key [32]byte
-	copy(key[:], seed)
-	random := rand.NewChaCha8(key)
-	b := make([]byte, 0, n+32)
-	for len(b) < n {
-		b = fmt.Appendf(b, "\"requests\":%d,", random.Uint64()>>40)
-	}
-	return string(b[:n])
 }
 
 func (f *fixture) put(key, val string, opts ...clientv3.OpOption) *clientv3.PutResponse {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -166,7 +167,7 @@ func drawRange(t *rapid.T, ends []string) []clientv3.OpOption {
 func drawValue(t *rapid.T) string {
 	v := rapid.SampledFrom([]string{"", "m", "z", "\xff", "\xffkvw", "\xffkvw\x01\x01", "\xffz"}).Draw(t, "value")
 	if n := rapid.SampledFrom([]int{0, 0, 0, 1, 300, 5000, 70 << 10, 150 << 10}).Draw(t, "bytes"); n > 0 {
-		v += text(n, v)[:n]
+		v += workload.Text(n, v)[:n]
 	}
 	return v
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -35,13 +36,13 @@ var putCases = []testCase{
 	}},
 	{"values of all lengths come back", func(f *fixture) {
 		for n := range 70 {
-			v := text(n, "short")
+			v := workload.Text(n, "short")
 			f.put("a", v)
 			f.value("a", v)
 		}
 		for _, around := range []int{128, 256, 512, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 1 << 20} {
 			for n := around - 1; n <= around+1; n++ {
-				v := text(n, "around")
+				v := workload.Text(n, "around")
 				f.put("a", v)
 				f.value("a", v)
 			}
@@ -59,7 +60,7 @@ var putCases = []testCase{
 	}},
 	{"a value changes its length up and down", func(f *fixture) {
 		for _, n := range []int{10, 300 << 10, 10, 0, 100 << 10, 101 << 10, 1, 500 << 10, 200 << 10} {
-			v := text(n, "length")
+			v := workload.Text(n, "length")
 			f.put("a", v)
 			f.value("a", v)
 		}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -37,7 +38,7 @@ var streamCases = []testCase{
 	{"a stream of many messages, and an old one", func(f *fixture) {
 		want := []string{}
 		for i := range 60 {
-			key, v := fmt.Sprintf("k%02d", i), text(1000, fmt.Sprint(i))
+			key, v := fmt.Sprintf("k%02d", i), workload.Text(1000, fmt.Sprint(i))
 			if i%5 == 0 {
 				v = f.v(fmt.Sprint(i))
 			}

@@ -3,6 +3,7 @@ package contract
 import (
 	"fmt"
 
+	"github.com/kvwrap/kvwrap/internal/workload"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -274,7 +275,7 @@ var txnCases = []testCase{
 		var then ops
 		want := []string{}
 		for i := range 20 {
-			key, v := fmt.Sprintf("k%02d", i), text(60<<10, fmt.Sprint(i))
+			key, v := fmt.Sprintf("k%02d", i), workload.Text(60<<10, fmt.Sprint(i))
 			then, want = append(then, clientv3.OpPut(key, v)), append(want, key, v)
 		}
 		for i := range 20 {

@@ -3,6 +3,7 @@ package contract
 import (
 	"fmt"
 
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -25,7 +26,7 @@ var widthCases = []testCase{
 		gets, want := make(ops, wide), make([]string, wide)
 		for i := range gets {
 			key := fmt.Sprintf("k%03d", i)
-			want[i] = text(len(f.v("x"))/8, key)
+			want[i] = workload.Text(len(f.v("x"))/8, key)
 			f.put(key, want[i])
 			gets[i] = clientv3.OpGet(key)
 		}
@@ -41,21 +42,21 @@ var widthCases = []testCase{
 		puts, prevs, dels, elses := make(ops, wide), make(ops, wide), make(ops, wide), make(ops, wide)
 		for i := range puts {
 			key := fmt.Sprintf("k%03d", i)
-			puts[i] = clientv3.OpPut(key, text(4000, key))
-			prevs[i] = clientv3.OpPut(key, text(10, key), clientv3.WithPrevKV())
+			puts[i] = clientv3.OpPut(key, workload.Text(4000, key))
+			prevs[i] = clientv3.OpPut(key, workload.Text(10, key), clientv3.WithPrevKV())
 			dels[i] = clientv3.OpDelete(key, clientv3.WithPrevKV())
 			elses[i] = clientv3.OpGet(key)
 		}
 		f.Len(f.txn(nil, puts, nil).Responses, wide)
 		for i, r := range f.txn(cmps{yes()}, prevs, elses).Responses {
-			f.equal(text(4000, fmt.Sprintf("k%03d", i)), r.GetResponsePut().PrevKv.Value)
+			f.equal(workload.Text(4000, fmt.Sprintf("k%03d", i)), r.GetResponsePut().PrevKv.Value)
 		}
 		for i, r := range f.txn(cmps{no()}, puts, elses).Responses {
-			f.values(r.GetResponseRange().Kvs, fmt.Sprintf("k%03d", i), text(10, fmt.Sprintf("k%03d", i)))
+			f.values(r.GetResponseRange().Kvs, fmt.Sprintf("k%03d", i), workload.Text(10, fmt.Sprintf("k%03d", i)))
 		}
 		f.txn(cmps{yes()}, puts, elses)
 		for i, r := range f.txn(nil, dels, nil).Responses {
-			f.values(r.GetResponseDeleteRange().PrevKvs, fmt.Sprintf("k%03d", i), text(4000, fmt.Sprintf("k%03d", i)))
+			f.values(r.GetResponseDeleteRange().PrevKvs, fmt.Sprintf("k%03d", i), workload.Text(4000, fmt.Sprintf("k%03d", i)))
 		}
 		f.EqualValues(0, f.get("", clientv3.WithPrefix()).Count)
 	}},
@@ -63,17 +64,17 @@ var widthCases = []testCase{
 		all := make(cmps, wide)
 		for i := range all {
 			key := fmt.Sprintf("k%03d", i)
-			f.put(key, text(500, key))
-			all[i] = clientv3.Compare(clientv3.Value(key), "=", text(500, key))
+			f.put(key, workload.Text(500, key))
+			all[i] = clientv3.Compare(clientv3.Value(key), "=", workload.Text(500, key))
 			if i%2 == 1 {
 				all[i] = clientv3.Compare(clientv3.Version(key), "=", 1)
 			}
 		}
-		f.True(f.txn(all, ops{clientv3.OpPut("a", text(500, "a"))}, nil).Succeeded)
-		f.value("a", text(500, "a"))
+		f.True(f.txn(all, ops{clientv3.OpPut("a", workload.Text(500, "a"))}, nil).Succeeded)
+		f.value("a", workload.Text(500, "a"))
 		f.put("k127", f.v("2"))
-		f.False(f.txn(all, ops{clientv3.OpPut("a", text(500, "b"))}, ops{clientv3.OpGet("k127")}).Succeeded)
-		f.value("a", text(500, "a"))
+		f.False(f.txn(all, ops{clientv3.OpPut("a", workload.Text(500, "b"))}, ops{clientv3.OpGet("k127")}).Succeeded)
+		f.value("a", workload.Text(500, "a"))
 	}},
 	{"a wider one is refused", func(f *fixture) {
 		puts, gets, all := make(ops, wide+1), make(ops, wide+1), make(cmps, wide+1)
