@@ -15,36 +15,40 @@ import (
 	"google.golang.org/grpc"
 )
 
-// between is a stage that lets a test act between two steps of a call. What a
-// function does not want it lets pass; it is called until it says that it has
-// acted.
+// between is a stage that lets a test act, once, between two steps of a call. Its
+// function is called, by one goroutine at a time, until it says that it has acted.
 type between struct {
 	pb.KVClient
-	sending    func(*pb.TxnRequest) (acted bool)
-	answered   func(*pb.TxnRequest, *pb.TxnResponse) (acted bool)
-	opening    func(n int) (acted bool) // the nth stream
-	received   func() (acted bool)      // a message of a stream
-	opened     int
-	sendingDid bool
-	answerDid  bool
-	openDid    bool
-	receiveDid bool
+	sending  func(*pb.TxnRequest) (acted bool)
+	answered func(*pb.TxnRequest, *pb.TxnResponse) (acted bool)
+	opening  func(n int) (acted bool) // the nth stream
+	received func() (acted bool)      // a message of a stream
+
+	mu     sync.Mutex
+	acted  bool
+	opened int
+}
+
+func (b *between) act(f func() (acted bool)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.acted = b.acted || f()
 }
 
 func (b *between) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
-	if b.sending != nil && !b.sendingDid {
-		b.sendingDid = b.sending(r)
+	if b.sending != nil {
+		b.act(func() bool { return b.sending(r) })
 	}
 	resp, err := b.KVClient.Txn(ctx, r, opts...)
-	if err == nil && b.answered != nil && !b.answerDid {
-		b.answerDid = b.answered(r, resp)
+	if err == nil && b.answered != nil {
+		b.act(func() bool { return b.answered(r, resp) })
 	}
 	return resp, err
 }
 
 func (b *between) RangeStream(ctx context.Context, r *pb.RangeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
-	if b.opened++; b.opening != nil && !b.openDid {
-		b.openDid = b.opening(b.opened)
+	if b.opened++; b.opening != nil {
+		b.act(func() bool { return b.opening(b.opened) })
 	}
 	s, err := b.KVClient.RangeStream(ctx, r, opts...)
 	return betweenMessages{s, b}, err
@@ -57,8 +61,8 @@ type betweenMessages struct {
 
 func (s betweenMessages) Recv() (*pb.RangeStreamResponse, error) {
 	m, err := s.ServerStreamingClient.Recv()
-	if err == nil && s.b.received != nil && !s.b.receiveDid {
-		s.b.receiveDid = s.b.received()
+	if err == nil && s.b.received != nil {
+		s.b.act(s.b.received)
 	}
 	return m, err
 }
