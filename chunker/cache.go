@@ -26,6 +26,8 @@ type chunked struct {
 	meta   *mvccpb.KeyValue // without the value
 	layout *format.Layout
 	value  []byte // nil unless it is kept
+
+	damaged bool // chunks are missing or altered
 }
 
 func newChunked(kv *mvccpb.KeyValue, l *format.Layout) *chunked {
@@ -59,7 +61,7 @@ func (c *cache) put(v *chunked) {
 	if e := c.byKey[v.key]; e != nil {
 		known := e.Value.(*chunked)
 		if n := known.meta.ModRevision; n > v.meta.ModRevision ||
-			n == v.meta.ModRevision && v.value == nil && known.layout.Token == v.layout.Token {
+			n == v.meta.ModRevision && v.value == nil && !v.damaged && known.layout.Token == v.layout.Token {
 			return
 		}
 		c.remove(e)

@@ -73,7 +73,7 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 		return // it never runs
 	}
 	questions := branch{fold: func(_ *answer, resps []*pb.ResponseOp) []*pb.ResponseOp { return resps }}
-	c.questions = w.questions(anchored)
+	c.questions = w.questions(anchored, false)
 	for _, q := range c.questions {
 		for _, r := range q.ranges {
 			questions.ops = append(questions.ops, wire.Range(r))

@@ -140,9 +140,7 @@ func TestDamageIsToldApart(t *testing.T) {
 					require.ErrorIs(t, err, d.target)
 					return
 				}
-				// What is damaged is mended as the error says.
-				_, err = stranger.Delete(e.ctx, "k")
-				require.NoError(t, err)
+				// What is damaged can be written over, by who has seen that it is.
 				_, err = stranger.Put(e.ctx, "k", value)
 				require.NoError(t, err)
 				reader, _ := e.another(everything)
@@ -266,4 +264,40 @@ func TestConfigIsValidated(t *testing.T) {
 	}
 	_, _, err := Config{ReadOnly: true}.filled()
 	require.NoError(t, err, "a reader needs no lease")
+}
+
+// TestAWriterFindsThatChunksAreMissing has never read the key, which was copied
+// without its chunks, or has lost one.
+func TestAWriterFindsThatChunksAreMissing(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	value := incompressible(200<<10, "v")
+	for name, lose := range map[string]func(){
+		"one": func() {
+			for key := range e.stored() {
+				if e.kv.stage.space.Reserved([]byte(key)) {
+					_, err := e.cli.Delete(e.ctx, key)
+					require.NoError(t, err)
+					return
+				}
+			}
+		},
+		"all": func() {
+			chunks := e.kv.stage.space.Chunks(format.Range{Key: []byte("k")})
+			_, err := e.cli.Delete(e.ctx, string(chunks.Key), clientv3.WithRange(string(chunks.End)))
+			require.NoError(t, err)
+		},
+	} {
+		e.put("k", value)
+		lose()
+		writer, _ := e.another(Config{})
+		_, err := writer.Put(e.ctx, "k", value+"more")
+		require.NoError(t, err)
+		reader, _ := e.another(Config{})
+		resp, err := reader.Get(e.ctx, "k")
+		require.NoError(t, err, name)
+		require.True(t, value+"more" == string(resp.Kvs[0].Value), name)
+		_, err = reader.Delete(e.ctx, "k")
+		require.NoError(t, err)
+		require.Empty(t, e.orphans())
+	}
 }

@@ -42,15 +42,15 @@ func (d *draft) basedOn(base *state) bool {
 	if d.base == nil || base == nil {
 		return d.base == base
 	}
-	return d.base.mod == base.mod && d.base.lease == base.lease && d.base.layout == base.layout
+	return d.base.mod == base.mod && d.base.lease == base.lease && d.base.layout == base.layout && d.base.damaged == base.damaged
 }
 
 // reusable returns the layout whose chunks the draft may refer to, which are
-// only those that expire with the key. The token proves the manifest's lease to
+// only those that are there and expire with the key. The token proves the manifest's lease to
 // be that of its chunks, the base's lease is the key's: a client that does not
 // know of chunks may have moved the key alone.
 func (d *draft) reusable() *format.Layout {
-	if d.base == nil || d.base.layout == nil || d.base.lease != d.base.layout.Lease {
+	if d.base == nil || d.base.layout == nil || d.base.damaged || d.base.lease != d.base.layout.Lease {
 		return nil
 	}
 	return d.base.layout

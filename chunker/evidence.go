@@ -16,7 +16,11 @@ type state struct {
 	mod    int64            // ModRevision, 0 where there was nothing
 	lease  int64            // of the key
 	kv     *mvccpb.KeyValue // as stored; nil where nothing was, or where the cache remembered
-	layout *format.Layout   // complete; nil where the value is not chunked, or cannot be read
+	layout *format.Layout   // complete; nil where the value is not chunked, or its lists cannot be read
+
+	// damaged is set where chunks of the value are known to be missing or altered,
+	// so that another value cannot be built on them.
+	damaged bool
 }
 
 // evidence is what a write has found out about the store, and what its next
@@ -55,17 +59,25 @@ func (s *Stage) compareQuestion(c *pb.Compare, serializable bool) question {
 	return q
 }
 
-// stateQuestion asks for what is stored at a key.
-func (s *Stage) stateQuestion(key []byte) question {
+// stateQuestion asks for what is stored at a key; and, where that is to be
+// verified, whether its chunks are there. A key that was copied without them, or
+// has lost some, would take a new value down with it.
+func (s *Stage) stateQuestion(key []byte, verify bool) question {
+	ranges := []*pb.RangeRequest{{Key: key}}
+	if verify {
+		chunks := chunkRequest(s.space.Chunks(format.Range{Key: key}), 0, false)
+		chunks.KeysOnly = true
+		ranges = append(ranges, chunks)
+	}
 	return question{
-		ranges: []*pb.RangeRequest{{Key: key}},
+		ranges: ranges,
 		answer: func(ctx context.Context, e *evidence, found []*mvccpb.KeyValue) error {
 			st := &state{}
 			e.states[string(key)] = st
-			if len(found) == 0 {
+			if len(found) == 0 || s.space.Reserved(found[0].Key) {
 				return nil
 			}
-			kv := found[0]
+			kv, chunks := found[0], found[1:]
 			st.mod, st.lease, st.kv = kv.ModRevision, kv.Lease, kv
 			if format.Plain(kv.Value) {
 				return nil
@@ -81,9 +93,28 @@ func (s *Stage) stateQuestion(key []byte) question {
 				return nil
 			}
 			st.layout = layout
+			if verify && layout != nil {
+				st.damaged = !allStored(layout, chunks)
+			}
 			return err
 		},
 	}
+}
+
+// allStored reports whether chunks are all that the layout names, and maybe more.
+func allStored(l *format.Layout, chunks []*mvccpb.KeyValue) bool {
+	stored := make(map[format.ID]bool, len(chunks))
+	for _, kv := range chunks {
+		if id, ok := format.ChunkID(kv.Key); ok {
+			stored[id] = true
+		}
+	}
+	for _, r := range l.All() {
+		if !stored[r.ID] {
+			return false
+		}
+	}
+	return true
 }
 
 // anchorQuestion asks whether what d has staged is there.

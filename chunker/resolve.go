@@ -93,9 +93,19 @@ func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Sour
 	if is(pinned, rpctypes.ErrCompacted) {
 		return pinned // and what is missing need not be damaged
 	}
-	m := open[0]
-	_, err = m.layout.Value(src)
-	return unreadable(m.kv.Key, m.kv.ModRevision, err)
+	_, err = open[0].layout.Value(src)
+	return s.damaged(open[0], err)
+}
+
+// damaged returns the error for a value whose chunks are not as they were written,
+// and remembers not to build another one on them.
+func (s *Stage) damaged(u unresolved, err error) error {
+	if u.layout.Complete() {
+		known := newChunked(u.kv, u.layout)
+		known.damaged = true
+		s.cache.put(known)
+	}
+	return unreadable(u.kv.Key, u.kv.ModRevision, err)
 }
 
 // missing reports whether err says that a chunk is missing.
@@ -125,7 +135,7 @@ func (s *Stage) parse(kv *mvccpb.KeyValue, most int) (literal []byte, l *format.
 		return nil, nil, &PrefixMismatchError{Key: kv.Key, Revision: kv.ModRevision, Stored: m.Prefix, Expected: s.space.Prefix()}
 	case m.KeyDigest != format.KeyDigest(kv.Key):
 		return nil, nil, &DamagedError{Key: kv.Key, Revision: kv.ModRevision,
-			Reason: "the manifest was written at another key and copied here without its chunks, as by a mirror to another prefix"}
+			Reason: "the manifest was written at another key and copied here without its chunks, as by a mirror to another prefix; or it was written through a client with another namespace, which can read it"}
 	}
 	return nil, format.NewLayout(m), nil
 }
@@ -141,7 +151,7 @@ func (s *Stage) assemble(all []unresolved, src format.Source) (open []unresolved
 			open = append(open, u)
 			continue
 		case err != nil:
-			return nil, unreadable(u.kv.Key, u.kv.ModRevision, err)
+			return nil, s.damaged(u, err)
 		}
 		u.kv.Value = value
 		s.cache.put(newChunked(u.kv, u.layout))

@@ -247,7 +247,7 @@ func (w *write) informed() bool {
 // gather reads the evidence.
 func (w *write) gather(ctx context.Context) (err error) {
 	for range maxRereads {
-		if w.evidence, err = w.s.ask(ctx, w.questions(false)); !overtaken(err) {
+		if w.evidence, err = w.s.ask(ctx, w.questions(false, true)); !overtaken(err) {
 			break
 		}
 	}
@@ -255,15 +255,16 @@ func (w *write) gather(ctx context.Context) (err error) {
 }
 
 // questions are what the guards of the next commit will depend on, of one whose
-// chunks are staged by then or of another.
-func (w *write) questions(anchored bool) []question {
+// chunks are staged by then or of another; and whether the chunks that it will
+// build on are there, where that is to be verified.
+func (w *write) questions(anchored, verify bool) []question {
 	var qs []question
 	for c := range anywhere.compares(w.req) {
 		qs = append(qs, w.s.compareQuestion(c, serializable(w.req)))
 	}
 	for p := range anywhere.puts(w.req) {
 		if w.wantsState(p) {
-			qs = append(qs, w.s.stateQuestion(p.Key))
+			qs = append(qs, w.s.stateQuestion(p.Key, verify))
 		}
 	}
 	for _, d := range w.drafts {
@@ -281,7 +282,7 @@ func (w *write) state(p *pb.PutRequest) *state {
 		return w.evidence.states[string(p.Key)]
 	}
 	if c := w.s.cache.get(p.Key); c != nil && !p.IgnoreValue {
-		return &state{mod: c.meta.ModRevision, lease: c.meta.Lease, layout: c.layout}
+		return &state{mod: c.meta.ModRevision, lease: c.meta.Lease, layout: c.layout, damaged: c.damaged}
 	}
 	return nil
 }
