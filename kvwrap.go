@@ -44,7 +44,7 @@ type Config struct {
 var ErrUnknownRequest = wire.ErrUnknownRequest
 
 var (
-	errNoClient  = errors.New("kvwrap: the client is nil or has no KV: make one with clientv3.New")
+	errNoClient  = errors.New("kvwrap: the client is nil, or has no KV or no Lease: make one with clientv3.New")
 	errInstalled = errors.New("kvwrap: the client's KV is a kvwrap.KV already: use it as it is, or call New or Install once, with the client's own KV")
 )
 
@@ -60,10 +60,11 @@ type KV struct {
 }
 
 // New returns a KV over cli.KV as it is at the call, a namespaced one for
-// instance, and leaves cli as it is. It sends nothing. Its Close is to be called
+// instance, and leaves cli as it is. Where cli.KV is namespaced, cli.Lease is to
+// be as well. It sends nothing. Its Close is to be called
 // before that of cli.
 func New(cli *clientv3.Client, cfg Config) (*KV, error) {
-	if cli == nil || cli.KV == nil {
+	if cli == nil || cli.KV == nil || cli.Lease == nil {
 		return nil, errNoClient
 	}
 	if _, ok := cli.KV.(*KV); ok {
@@ -110,10 +111,20 @@ type closing struct {
 func (c closing) Close() error { return errors.Join(c.kv.Close(), c.Lease.Close()) }
 
 // Lease returns the client's Lease with the keys that are attached to a lease
-// shown as the application knows them, without chunks.
+// shown as the application knows them, without chunks. The lease of unfinished
+// writes shows among all leases.
 func (kv *KV) Lease() clientv3.Lease { return kv.lease }
 
 // Close ends what the stages have under way, within seconds, and revokes the
 // lease of unfinished writes. Nothing that was acknowledged is affected. Writes
-// of large values fail afterwards, with chunker.ErrClosed. Closing twice is fine.
+// that take more than one proposal fail afterwards, with chunker.ErrClosed; reads
+// and other writes go on. Closing twice is fine.
 func (kv *KV) Close() error { return kv.chunker.Close() }
+
+// Stats are counters of this process.
+type Stats struct {
+	Chunk chunker.Stats
+}
+
+// Stats returns the counters. It does no I/O.
+func (kv *KV) Stats() Stats { return Stats{Chunk: kv.chunker.Stats()} }

@@ -53,6 +53,7 @@ func TestNewLeavesTheClientAsItIs(t *testing.T) {
 	require.Greater(t, len(stored(t, cli)), 100)
 	require.NoError(t, kv.Close())
 	require.NoError(t, kv.Close())
+	require.Equal(t, Stats{Chunk: chunker.Stats{Staged: 1}}, kv.Stats())
 	_, err = kv.Put(t.Context(), "k", "small values go on")
 	require.NoError(t, err)
 	_, err = kv.Put(t.Context(), "k", statistics())

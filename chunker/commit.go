@@ -23,14 +23,14 @@ type commit struct {
 	fold func(*answer, *pb.TxnResponse) *pb.TxnResponse // after Then
 
 	flat      func([]*pb.ResponseOp) []*pb.ResponseOp // after Else: rider and answers, one after the other
-	rider     *branch                                 // the application's Else branch, where it came along
+	rider     *branch                                 // the application's Else branch, where it came along before the questions
 	questions []question                              // nil where there was no room
 }
 
-// narrow reports whether the server allows so many operations.
-func (c *commit) narrow() bool { return width(c.req) <= c.ops }
+// narrowEnough reports whether the server allows so many operations.
+func (c *commit) narrowEnough() bool { return width(c.req) <= c.ops }
 
-func (c *commit) fits() bool { return c.narrow() && c.bytes <= c.entry && c.clean }
+func (c *commit) fits() bool { return c.narrowEnough() && c.bytes <= c.entry && c.clean }
 
 // assemble makes the commit of a plan, with the chunks of its drafts beside their
 // manifests, or staged under anchors.
@@ -50,7 +50,7 @@ func (w *write) build(c *commit, p *plan, anchored bool, cleanup int) {
 	for _, d := range p.drafts {
 		c.req.Compare = append(c.req.Compare, d.guards(anchored)...)
 	}
-	for more := true; more; more = !c.narrow() && rw.narrow(wire.Writes(c.req)) {
+	for more := true; more; more = !c.narrowEnough() && rw.narrow(wire.Writes(c.req)) {
 		var tail []*pb.RequestOp
 		tail, c.clean = rw.cleanup(cleanup)
 		b := rw.branch(taken(w.req, p.decided[w.req]), len(c.req.Compare), tail...)
@@ -88,7 +88,7 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 	fits := func(b branch) bool {
 		c.req.Failure = b.ops
 		c.flat = func(resps []*pb.ResponseOp) []*pb.ResponseOp { return b.fold(nil, resps) }
-		return c.narrow()
+		return c.narrowEnough()
 	}
 	switch {
 	case fits(all):
@@ -207,8 +207,8 @@ func (w *write) narrower() bool {
 	switch {
 	case !w.blind && len(w.drafts) > 0:
 		w.blind = true
-	case !w.plain && len(w.drafts) > 0:
-		w.plain = true
+	case !w.unchunked && len(w.drafts) > 0:
+		w.unchunked = true
 		w.drop()
 	default:
 		return false
@@ -229,7 +229,7 @@ const minExtraBytes = 1 << 10
 // whether it has found any.
 func (w *write) chunkMore(decided decisions, bytes int) bool {
 	excess := bytes - int(w.s.limits.entry.Load())
-	if excess <= 0 || w.plain || w.s.cfg.ReadOnly {
+	if excess <= 0 || w.unchunked || w.s.cfg.ReadOnly {
 		return false
 	}
 	var more []*pb.PutRequest

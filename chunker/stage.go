@@ -44,6 +44,9 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 	if err != nil {
 		return nil, err
 	}
+	if inner == nil {
+		return nil, fmt.Errorf("%w: the KV to store in is nil: use the client's", ErrConfig)
+	}
 	s := &Stage{
 		inner: inner, cfg: cfg, space: space,
 		cache:   newCache(cfg.CacheBytes),
@@ -63,7 +66,11 @@ type KV struct {
 // NewKV returns a KV that reads and writes through inner, large values in chunks.
 // It sends nothing before it is used.
 func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
-	s, err := New(wire.Client(inner), cfg)
+	var below pb.KVClient
+	if inner != nil {
+		below = wire.Client(inner)
+	}
+	s, err := New(below, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -79,8 +86,8 @@ func (kv *KV) Stats() Stats { return kv.stage.Stats() }
 // closeTimeout bounds each of the two things that Close waits for.
 const closeTimeout = 5 * time.Second
 
-// Close ends the session. Writes that are staging chunks fail with ErrClosed or
-// find their anchors gone; nothing that was acknowledged is affected. Close waits
+// Close ends the session. Writes that stage chunks fail with ErrClosed or find
+// their anchors gone; nothing that was acknowledged is affected. Close waits
 // for deletes of abandoned chunks that are under way, a few seconds at the most.
 // Reads, and writes of small values, go on to work. Closing twice is fine.
 func (s *Stage) Close() error {

@@ -43,13 +43,13 @@ type write struct {
 	s   *Stage
 	req *pb.TxnRequest
 
-	evidence *evidence                 // nil while there was no need
-	drafts   map[*pb.PutRequest]*draft // made for earlier attempts
-	extra    map[*pb.PutRequest]bool   // to be chunked, though not large, so that the proposal is not
-	plain    bool                      // chunk nothing: it cannot be made to fit
-	blind    bool                      // do not build on what is stored
-	attempts int                       // at a commit that another write came before
-	rereads  int                       // because chunks were missing
+	evidence  *evidence                 // nil while there was no need
+	drafts    map[*pb.PutRequest]*draft // made for earlier attempts
+	extra     map[*pb.PutRequest]bool   // to be chunked, though not large, so that the proposal is not
+	unchunked bool                      // chunk nothing: it cannot be made to fit
+	blind     bool                      // do not build on what is stored
+	attempts  int                       // at a commit that another write came before
+	rereads   int                       // because chunks were missing
 }
 
 // blindAfter is the number of attempts after which a value is committed without
@@ -115,7 +115,7 @@ func (w *write) dependsOnStore() bool {
 
 // chunks reports whether the value of p is to be chunked.
 func (w *write) chunks(p *pb.PutRequest) bool {
-	return !w.plain && (w.extra[p] || w.s.large(p))
+	return !w.unchunked && (w.extra[p] || w.s.large(p))
 }
 
 // wantsState reports whether what is sent for p depends on what is stored.
@@ -180,7 +180,9 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 		}
 	}
 	c := w.assemble(p, true)
-	if !c.narrow() && w.narrower() || w.chunkMore(p.decided, c.bytes) {
+	// What is too wide has less guards, and then no chunks; what is too large has
+	// more of its puts chunked.
+	if !c.narrowEnough() && w.narrower() || w.chunkMore(p.decided, c.bytes) {
 		return nil, errAgain
 	}
 	if err := w.allowed(ctx, c.req); err != nil {

@@ -69,7 +69,7 @@ afterwards; the server's memory is then projected and not measured.`,
 
 // check refuses what cannot be played.
 func (d *demo) check(set func(flag string) bool) error {
-	own := len(d.cluster.endpoints) == 0
+	own := !set("endpoints")
 	if !own && !set("pipelines") {
 		d.pipelines = clusterPipelines
 	}
@@ -91,6 +91,14 @@ func (d *demo) check(set func(flag string) bool) error {
 		return usagef("--publishes is %d, --snapshot-catchup-entries %d: choose %d publishes or more, so that the raft log fills",
 			d.publishes, d.catchUp, d.catchUp+logCompaction)
 	}
+	for _, e := range d.cluster.endpoints {
+		if e == "" {
+			return usagef("--endpoints %q has an empty address: leave the flag out to play on servers of the demo's own", d.cluster.endpoints)
+		}
+	}
+	if !own && (len(d.cluster.endpoints) == 0 || d.cluster.dialTimeout <= 0) {
+		return usagef("--endpoints %q, --dial-timeout %v: give an address and a time", d.cluster.endpoints, d.cluster.dialTimeout)
+	}
 	for _, flag := range []string{"cacert", "cert", "key", "user", "password", "dial-timeout"} {
 		if own && set(flag) {
 			return usagef("--%s is for --endpoints, which is not set", flag)
@@ -107,10 +115,10 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	}
 	p := newProgress(stderr)
 	r, err := play(ctx, p)
+	p.end()
 	if err != nil {
 		return err
 	}
-	p.end()
 	r.demo, r.took = d, time.Since(began)
 	return r.print(stdout)
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
@@ -108,6 +111,31 @@ func TestAServerThatDies(t *testing.T) {
 	requireNoFiles(t)
 }
 
+// TestAParentThatDies is killed: nobody reads what the server says any more.
+func TestAParentThatDies(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	self, err := os.Executable()
+	require.NoError(t, err)
+	child := exec.Command(self, "serve")
+	stdin, err := child.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := child.StdoutPipe()
+	require.NoError(t, err)
+	stderr, theirs, err := os.Pipe()
+	require.NoError(t, err)
+	child.Stderr = theirs
+	require.NoError(t, child.Start())
+	theirs.Close()
+	_, err = bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	stdout.Close()
+	stderr.Close()
+	require.NoError(t, child.Process.Signal(syscall.SIGHUP))
+	stdin.Close()
+	require.NoError(t, child.Wait())
+	requireNoFiles(t)
+}
+
 func TestDemoOnACluster(t *testing.T) {
 	cluster := etcdtest.Start(t, 3, nil)
 	cli := cluster.Client(t)
@@ -130,10 +158,12 @@ func TestDemoOnACluster(t *testing.T) {
 	require.Contains(t, stdout, "times less with kvwrap")
 	left()
 
-	code, _, stderr = shapecheck(t, "demo", "--endpoints", endpoints, "--pipelines", "1000")
-	require.Equal(t, exitFailed, code)
-	require.Contains(t, stderr, "etcdserver: request is too large: choose less --pipelines")
-	left()
+	for _, pipelines := range []string{"1000", "3000"} { // which the server refuses, and its transport
+		code, _, stderr = shapecheck(t, "demo", "--endpoints", endpoints, "--pipelines", pipelines)
+		require.Equal(t, exitFailed, code)
+		require.Contains(t, stderr, ": choose less --pipelines")
+		left()
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

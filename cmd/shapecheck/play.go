@@ -15,6 +15,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // side is one of the two clients that are compared, and what was measured of it.
@@ -106,7 +108,8 @@ func (s *side) turn(ctx context.Context, value string) error {
 		resp *clientv3.GetResponse
 	)
 	s.publish.Time(func() { _, err = s.writer.Put(ctx, s.key, value) })
-	if errors.Is(err, rpctypes.ErrRequestTooLarge) {
+	// The first is the server's word, the second that of its transport.
+	if errors.Is(err, rpctypes.ErrRequestTooLarge) || status.Code(err) == codes.ResourceExhausted {
 		return fmt.Errorf("putting %s: %w: choose less --pipelines, or raise the server's --max-request-bytes", bytesOf(len(value)), err)
 	}
 	if err != nil {
@@ -139,11 +142,11 @@ func (s *side) state(ctx context.Context) (st state, err error) {
 			return st, err
 		}
 	}
-	status, err := s.writer.Status(ctx, s.writer.Endpoints()[0])
+	resp, err := s.writer.Status(ctx, s.writer.Endpoints()[0])
 	if err != nil {
 		return st, err
 	}
-	st.version, st.database, st.applied = status.Version, status.DbSize, status.RaftAppliedIndex
+	st.version, st.database, st.applied = resp.Version, resp.DbSize, resp.RaftAppliedIndex
 	return st, nil
 }
 
@@ -159,7 +162,7 @@ func (d *demo) room(ctx context.Context, cli *clientv3.Client, timeout time.Dura
 	for _, endpoint := range cli.Endpoints() {
 		st, err := cli.Status(ctx, endpoint)
 		if err != nil {
-			return fmt.Errorf("asking %s for its state: %w", endpoint, err)
+			return fmt.Errorf("asking %s for its state: %w: is it the client address of a member, and is it http or https?", endpoint, err)
 		}
 		quota := st.DbSizeQuota
 		if quota == 0 { // etcd 3.5 does not say

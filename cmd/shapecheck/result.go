@@ -93,7 +93,7 @@ func (r *result) print(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(&b, "\nRaft-log memory: %.0f times less with kvwrap. Took %.0f s.\n", r.ratio(), r.took.Seconds())
+	fmt.Fprintf(&b, "\nRaft-log memory: %.0f times less with kvwrap. Took %.1f s.\n", r.ratio(), r.took.Seconds())
 	if !own {
 		fmt.Fprintf(&b, "The keys are gone; their revisions take room in the database until it is compacted.\n")
 	}

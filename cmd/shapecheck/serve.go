@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,9 @@ func serveCommand() *cobra.Command {
 		Hidden: true,
 		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			signal.Ignore(os.Interrupt) // Ctrl-C reaches the parent, too, which has questions left
+			// Ctrl-C and the end of a terminal reach the parent, too, which closes
+			// our input; and a parent that was killed reads no log any more.
+			signal.Ignore(os.Interrupt, syscall.SIGHUP, syscall.SIGPIPE)
 			return serve(catchUp, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}

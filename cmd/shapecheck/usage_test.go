@@ -31,6 +31,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"demo", "--snapshot-catchup-entries", "0"}, `--snapshot-catchup-entries is 0`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--snapshot-catchup-entries", "9"}, `is for the demo's own servers`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--publishes", "-1"}, `--publishes is -1: choose 1 or more`},
+		{[]string{"demo", "--endpoints", ""}, `give an address and a time`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1,"}, `has an empty address`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "-3s"}, `--dial-timeout -3s`},
 		{[]string{"demo", "--user", "root"}, `--user is for --endpoints, which is not set`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--password", "x"}, `--password without --user`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--cert", "x"}, `--cert "x" and --key "": set both or neither`},
@@ -45,7 +48,7 @@ func TestUsage(t *testing.T) {
 		args []string
 		says string
 	}{
-		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded`},
+		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded: is it the client address`},
 		{[]string{"demo", "--endpoints", "https://127.0.0.1:1", "--cacert", "/none"}, `TLS: open /none`},
 	} {
 		code, _, stderr := shapecheck(t, c.args...)

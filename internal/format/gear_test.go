@@ -42,6 +42,10 @@ func TestCutsAreFrozen(t *testing.T) {
 	for i := range counting {
 		counting[i] = byte(i / 16 * 37)
 	}
+	slow := make([]byte, 4096)
+	for i := range slow {
+		slow[i] = byte(i / 16 % 251)
+	}
 	for _, v := range []struct {
 		name string
 		b    []byte
@@ -49,6 +53,7 @@ func TestCutsAreFrozen(t *testing.T) {
 		want []int
 	}{
 		{"counting", counting, CutParams{Min: 64, Avg: 256, Max: 1024}, []int{195, 396, 399, 564, 294, 133, 321, 354, 316, 388, 359, 193, 129, 55}},
+		{"slow", slow, CutParams{Min: 64, Avg: 256, Max: 1024}, []int{370, 807, 304, 366, 170, 405, 590, 374, 300, 410}},
 		{"noise", noise(64<<10, 1), CutParams{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}, []int{9685, 2579, 5224, 3432, 2087, 4400, 4238, 8100, 1423, 5205, 4976, 1076, 5433, 6029, 1649}},
 		{"zeros", make([]byte, 10000), CutParams{Min: 64, Avg: 256, Max: 1024}, []int{1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 784}},
 		{"short", []byte("shorter than the least chunk"), CutParams{Min: 64, Avg: 256, Max: 1024}, []int{28}},
