@@ -144,7 +144,8 @@ func (w *write) conflict(ctx context.Context, c *commit, resp *pb.TxnResponse) (
 	}
 	for p, d := range w.drafts {
 		if d.anchor != 0 && !w.evidence.anchored[d] {
-			delete(w.drafts, p) // with all that was staged
+			w.s.abandon(d) // of what was staged, the anchor may be left
+			delete(w.drafts, p)
 		}
 	}
 	return nil, again

@@ -68,7 +68,7 @@ func (s betweenMessages) Recv() (*pb.RangeStreamResponse, error) {
 }
 
 // interposed returns a chunker over b, which is over a client of e.
-func (e *env) interposed(b *between, cfg Config) clientv3.KV {
+func (e *env) interposed(b *between, cfg Config) *KV {
 	cli := e.cluster.Client(e)
 	if b.KVClient == nil {
 		b.KVClient = wire.Client(cli.KV)
@@ -77,7 +77,7 @@ func (e *env) interposed(b *between, cfg Config) clientv3.KV {
 	s, err := New(b, cfg)
 	require.NoError(e, err)
 	e.Cleanup(func() { require.NoError(e, s.Close()) })
-	return clientv3.NewKVFromKVClient(s, nil)
+	return &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}
 }
 
 // compact compacts all but the newest revision.
@@ -347,4 +347,6 @@ func TestALeaseIsUsedAgain(t *testing.T) {
 	_, err := kv.Put(e.ctx, "k", value, clientv3.WithLease(77))
 	require.NoError(t, err)
 	e.holds("k", value)
+	kv.stage.background.Wait()
+	require.Empty(t, e.orphans())
 }
