@@ -3,6 +3,7 @@ package chunker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/format"
@@ -91,7 +92,7 @@ func (c Config) filled() (Config, format.Keyspace, error) {
 	}
 	within("MaxEntryBytes", &c.MaxEntryBytes, defaultMaxEntryBytes, minMaxEntryBytes, maxMaxEntryBytes)
 	within("MaxValueBytes", &c.MaxValueBytes, defaultMaxValueBytes, 1, maxMaxValueBytes)
-	within("CacheBytes", &c.CacheBytes, defaultCacheBytes, 1, 1<<40)
+	within("CacheBytes", &c.CacheBytes, defaultCacheBytes, 1, math.MaxInt)
 	if c.Threshold != 0 {
 		within("Threshold", &c.Threshold, 0, 1, c.MaxEntryBytes)
 	}
