@@ -59,8 +59,13 @@ func (w *write) build(c *commit, p *plan, anchored bool, cleanup int) {
 			return &pb.TxnResponse{Header: resp.Header, Succeeded: p.decided[w.req], Responses: b.fold(a, resp.Responses)}
 		}
 	}
-	w.addElse(c, p, anchored)
-	if c.bytes = 0; wire.Writes(c.req) {
+	c.bytes = 0
+	if w.addElse(c, p, anchored); !wire.Writes(c.req) {
+		return
+	}
+	if c.bytes = wire.ProposalBytes(c.req); c.bytes > c.entry && c.req.Failure != nil {
+		// The evidence can be read afterwards, if need be.
+		c.req.Failure, c.questions, c.rider = nil, nil, nil
 		c.bytes = wire.ProposalBytes(c.req)
 	}
 }
@@ -111,7 +116,7 @@ func (w *write) commit(ctx context.Context, c *commit) (*pb.TxnResponse, error) 
 		if c.bytes > c.entry {
 			w.s.stats.oversized.Add(1)
 		}
-		return w.answer(ctx, resp, wire.Writes(c.req), c.fold)
+		return w.answer(ctx, resp, c.fold)
 	}
 	return w.conflict(ctx, c, resp)
 }
@@ -135,7 +140,7 @@ func (w *write) conflict(ctx context.Context, c *commit, resp *pb.TxnResponse) (
 	if c.rider != nil && !w.holds(w.req) {
 		// It was a comparison that failed, and here is what the application
 		// wanted in that case.
-		answered, err := w.answer(ctx, resp, false, func(a *answer, resp *pb.TxnResponse) *pb.TxnResponse {
+		answered, err := w.answer(ctx, resp, func(a *answer, resp *pb.TxnResponse) *pb.TxnResponse {
 			return &pb.TxnResponse{Header: resp.Header, Responses: c.rider.fold(a, riders)}
 		})
 		if !errors.Is(err, errAgain) {
@@ -253,9 +258,17 @@ func (w *write) chunkMore(decided decisions, bytes int) bool {
 
 // rewriter returns the rewriter of the next attempt, p nil where it has no plan.
 func (w *write) rewriter(p *plan) *rewriter {
+	known := make(map[string]bool) // the first answer counts: all that is sent has to agree
 	rw := &rewriter{
 		space: w.s.space,
-		known: func(key []byte) bool { return w.s.cache.get(key) != nil },
+		known: func(key []byte) bool {
+			is, asked := known[string(key)]
+			if !asked {
+				is = w.s.cache.get(key) != nil
+				known[string(key)] = is
+			}
+			return is
+		},
 		whole: w.rereads > 0,
 	}
 	if p == nil {
@@ -286,7 +299,7 @@ func (w *write) send(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, er
 
 // answer tells the application what etcd has answered. Where nothing was written,
 // values that are incomplete are read again; else an error says that it was.
-func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, wrote bool, fold func(*answer, *pb.TxnResponse) *pb.TxnResponse) (*pb.TxnResponse, error) {
+func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, fold func(*answer, *pb.TxnResponse) *pb.TxnResponse) (*pb.TxnResponse, error) {
 	a := &answer{chunks: chunkPool{}}
 	for _, d := range w.drafts {
 		for _, c := range d.Chunks {
@@ -309,7 +322,7 @@ func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, wrote bool, fo
 		}
 		if err := w.s.resolve(ctx, r.kvs, a.chunks, at); err != nil {
 			switch {
-			case wrote:
+			case wrote(resp.Responses):
 				return nil, &AppliedError{Revision: resp.Header.Revision, Err: err}
 			case overtaken(err) && w.rereads < maxRereads:
 				w.rereads++
@@ -322,6 +335,16 @@ func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, wrote bool, fo
 		f()
 	}
 	return folded, nil
+}
+
+// wrote reports whether what was answered has changed anything.
+func wrote(resps []*pb.ResponseOp) bool {
+	for _, r := range resps {
+		if r.GetResponsePut() != nil || r.GetResponseDeleteRange().GetDeleted() > 0 || wrote(r.GetResponseTxn().GetResponses()) {
+			return true
+		}
+	}
+	return false
 }
 
 // committed remembers where the chunks of a draft are.

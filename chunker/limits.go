@@ -16,6 +16,7 @@ type limits struct {
 	entry  atomic.Int64 // bytes of a proposal, Config.MaxEntryBytes at the most
 	ops    atomic.Int64 // --max-txn-ops
 	proven atomic.Int64 // operations that it is known to allow
+	beyond atomic.Int64 // operations that it is known to refuse, 0 while none are
 }
 
 const defaultMaxTxnOps = 128
@@ -62,6 +63,27 @@ func (l *limits) allow(ctx context.Context, inner pb.KVClient, asked, sent int) 
 	if ok {
 		raise(&l.proven, int64(asked))
 		raise(&l.ops, int64(asked))
+	}
+	return ok, err
+}
+
+// reach reports whether the server allows so many operations. It is asked where
+// they are more than it allows by default, and more than is known.
+func (l *limits) reach(ctx context.Context, inner pb.KVClient, ops int) (bool, error) {
+	n := int64(ops)
+	if n <= l.ops.Load() {
+		return true, nil
+	}
+	if beyond := l.beyond.Load(); beyond != 0 && n >= beyond {
+		return false, nil
+	}
+	ok, err := accepts(ctx, inner, ops)
+	switch {
+	case ok:
+		raise(&l.proven, n)
+		raise(&l.ops, n)
+	case err == nil:
+		l.beyond.Store(n)
 	}
 	return ok, err
 }

@@ -106,3 +106,22 @@ func TestLimitsAreLearnedOnce(t *testing.T) {
 	require.Less(t, e.sent.Take().Requests, first)
 	require.EqualValues(t, 16, e.kv.stage.limits.ops.Load())
 }
+
+// TestAServerThatAllowsMore is asked before a transaction is called too wide.
+func TestAServerThatAllowsMore(t *testing.T) {
+	e := newEnv(t, Config{}, func(cfg *embed.Config) { cfg.MaxTxnOps = 1000 })
+	e.put("k", text(200<<10, "v"))
+	var compares []clientv3.Cmp
+	var puts []clientv3.Op
+	for i := range 100 {
+		compares = append(compares, clientv3.Compare(clientv3.Value("k"), ">", fmt.Sprint(i)[:1]).WithPrefix())
+		puts = append(puts, clientv3.OpPut(fmt.Sprintf("p/%02d", i), text(10<<10, fmt.Sprint(i))))
+	}
+	_, err := e.kv.Txn(e.ctx).If(compares...).Then(clientv3.OpPut("x", "y")).Commit()
+	require.NoError(t, err)
+	for range 2 {
+		_, err = e.kv.Txn(e.ctx).Then(puts...).Commit()
+		require.NoError(t, err)
+		require.Empty(t, e.orphans())
+	}
+}

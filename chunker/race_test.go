@@ -182,6 +182,16 @@ func TestAppliedButUnreadable(t *testing.T) {
 		require.ErrorAs(t, err, &applied)
 		require.Equal(t, now.Header.Revision, applied.Revision)
 	}
+
+	// Nothing is written by the branch that runs.
+	_, err := other.Put(e.ctx, "k", text(200<<10, "one"))
+	require.NoError(t, err)
+	for _, large := range []string{"", text(200<<10, "two")} {
+		_, err = e.kv.Txn(e.ctx).If(clientv3.Compare(clientv3.Version("k"), "=", 99)).
+			Then(clientv3.OpPut("x", large)).Else(clientv3.OpGet("k"), clientv3.OpDelete("none")).Commit()
+		require.ErrorIs(t, err, ErrPrefixMismatch)
+		require.NotErrorIs(t, err, ErrApplied)
+	}
 }
 
 // TestTheClusterIsAnother is a cluster restored to where another value has the

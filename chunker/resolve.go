@@ -84,7 +84,8 @@ func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Sour
 	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
 		return err
 	}
-	if err := s.fetch(ctx, open, src.Stored, snapshot{serializable: at.serializable}); err != nil {
+	// Not from any one member: it may be behind.
+	if err := s.fetch(ctx, open, src.Stored, snapshot{}); err != nil {
 		return err
 	}
 	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {

@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"math"
+	"slices"
 
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
@@ -206,10 +207,14 @@ func (rw *rewriter) beforeUnlink(u format.Range, prevKv bool) (reads []*pb.Reque
 	case prevKv:
 		return []*pb.RequestOp{wire.Range(chunkRequest(rw.space.Chunks(u), 0, false))}
 	}
+	var parts []format.Range
 	for _, r := range rw.ranges {
-		if r.Overlaps(u) {
-			reads = append(reads, wire.Range(chunkRequest(rw.space.Chunks(r.Intersect(u)), 0, false)))
+		if r.Overlaps(u) && !slices.ContainsFunc(parts, func(p format.Range) bool { return p.Covers(r.Intersect(u)) }) {
+			parts = append(parts, r.Intersect(u))
 		}
+	}
+	for _, p := range parts {
+		reads = append(reads, wire.Range(chunkRequest(rw.space.Chunks(p), 0, false)))
 	}
 	return reads
 }

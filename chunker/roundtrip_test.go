@@ -106,3 +106,20 @@ func TestATransactionReadsWhatItReturns(t *testing.T) {
 	require.Less(t, e.sent.Take().ResponseBytes, 8*bytes, "what is put and deleted, for each range, and no more")
 	require.Empty(t, e.orphans())
 }
+
+// TestManyRangesBesideManyPuts has each put delete chunks that each range reads.
+func TestManyRangesBesideManyPuts(t *testing.T) {
+	e := newEnv(t, everything, nil)
+	var ops []clientv3.Op
+	for i := range 60 {
+		key := fmt.Sprintf("p/%02d", i)
+		e.put(key, text(2000, key))
+		ops = append(ops, clientv3.OpGet("p/", clientv3.WithPrefix(), clientv3.WithLimit(2)), clientv3.OpPut(key, ""))
+	}
+	e.sent.Take()
+	resp, err := e.kv.Txn(e.ctx).Then(ops...).Commit()
+	require.NoError(t, err)
+	require.Equal(t, text(2000, "p/00"), string(resp.Responses[0].GetResponseRange().Kvs[0].Value))
+	require.Less(t, e.sent.Take().ProposedBytes(), 40<<10)
+	require.Empty(t, e.orphans())
+}

@@ -76,7 +76,7 @@ func (st *stream) begin() error {
 
 // next opens the stream of a part. Once the limit is reached, parts are only
 // counted.
-func (st *stream) next() (err error) {
+func (st *stream) next() error {
 	r := part(st.req, st.open[0].Key, st.open[0].End)
 	r.Revision, r.Serializable = st.revision, st.serializable
 	if r.Limit > 0 {
@@ -84,7 +84,10 @@ func (st *stream) next() (err error) {
 			r.Limit, r.CountOnly = 0, true
 		}
 	}
-	st.inner, err = st.stage.inner.RangeStream(st.ctx, r)
+	inner, err := st.stage.inner.RangeStream(st.ctx, r)
+	if err == nil {
+		st.inner = inner
+	}
 	return err
 }
 

@@ -125,6 +125,9 @@ func (w *write) wantsState(p *pb.PutRequest) bool { return p.IgnoreValue || w.ch
 func (w *write) asItIs(ctx context.Context) (*pb.TxnResponse, error) {
 	rw := w.rewriter(&plan{})
 	r, fold := rw.txn(w.req)
+	if _, err := w.s.limits.reach(ctx, w.s.inner, width(r)); err != nil {
+		return nil, err
+	}
 	for width(r) > int(w.s.limits.ops.Load()) && rw.narrow(wire.Writes(r)) {
 		r, fold = rw.txn(w.req)
 	}
@@ -132,15 +135,20 @@ func (w *write) asItIs(ctx context.Context) (*pb.TxnResponse, error) {
 		return nil, err
 	}
 	if wire.Writes(r) {
-		if bytes := wire.ProposalBytes(r); w.chunkMore(anywhere, bytes) {
+		bytes, entry := wire.ProposalBytes(r), int(w.s.limits.entry.Load())
+		if w.chunkMore(anywhere, bytes) {
 			return nil, errAgain
+		}
+		if bytes > entry && wire.ProposalBytes(w.req) <= entry {
+			rw.bare = true // then it fits
+			r, fold = rw.txn(w.req)
 		}
 	}
 	resp, err := w.send(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return w.answer(ctx, resp, wire.Writes(r), fold)
+	return w.answer(ctx, resp, fold)
 }
 
 // allowed returns etcd's error where the server does not allow the application's
@@ -180,6 +188,14 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 		}
 	}
 	c := w.assemble(p, true)
+	if !c.narrowEnough() {
+		switch ok, err := w.s.limits.reach(ctx, w.s.inner, width(c.req)); {
+		case err != nil:
+			return nil, err
+		case ok:
+			return nil, errAgain // the server allows more than was known
+		}
+	}
 	// What is too wide has less guards, and then no chunks; what is too large has
 	// more of its puts chunked.
 	if !c.narrowEnough() && w.narrower() || w.chunkMore(p.decided, c.bytes) {

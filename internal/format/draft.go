@@ -78,9 +78,14 @@ func pieces(b []byte, cut CutParams) []piece {
 	return ps
 }
 
-// Lists are cut like values, with parameters of their own, once they are longer
-// than a manifest should be.
-var listCut = CutParams{Min: 512, Avg: 2 << 10, Max: 8 << 10}
+// listCut returns how the lists of a value are cut whose own chunks have up to max
+// bytes.
+func listCut(max int) CutParams {
+	p := CutParams{Min: 512, Avg: 2 << 10, Max: min(8<<10, max)}
+	p.Avg = min(p.Avg, p.Max)
+	p.Min = min(p.Min, p.Avg)
+	return p
+}
 
 // Build returns the stored form of a manifest for the value and its layout. It
 // reuses the draft's own chunks, then those of base, and makes the rest, which
@@ -97,7 +102,7 @@ func (d *Draft) Build(base *Layout, maxListBytes int) (stored []byte, l *Layout)
 	top := d.refs(d.pieces, have)
 	levels := [][]Ref{top}
 	for len(top) > 1 && len(top)*refBytes > maxListBytes {
-		top = d.refs(pieces(encodeRefs(top), listCut), have)
+		top = d.refs(pieces(encodeRefs(top), listCut(d.Cut.Max)), have)
 		levels = slices.Insert(levels, 0, top)
 	}
 	l = &Layout{levels: levels, Manifest: Manifest{

@@ -133,6 +133,15 @@ func (r Range) Overlaps(o Range) bool {
 // Meets reports whether r and the reserved part have keys in common.
 func (k Keyspace) Meets(r Range) bool { return r.Overlaps(Range{k.prefix, k.end}) }
 
+// Covers reports whether all keys of o are in r.
+func (r Range) Covers(o Range) bool {
+	if o.Single() {
+		return r.Contains(o.Key)
+	}
+	return !r.Single() && bytes.Compare(r.Key, o.Key) <= 0 &&
+		(r.unbounded() || !o.unbounded() && bytes.Compare(o.End, r.End) <= 0)
+}
+
 // Intersect returns the keys that are in both r and o, which overlap.
 func (r Range) Intersect(o Range) Range {
 	switch {
