@@ -120,3 +120,27 @@ func TestNewKeyspaceRefuses(t *testing.T) {
 		require.Contains(t, err.Error(), "choose")
 	}
 }
+
+// TestIntersectAndCover hold the two to what they say of every key.
+func TestIntersectAndCover(t *testing.T) {
+	keys := []string{"a", "a\x00", "b", "c", "\xff"}
+	draw := func(t *rapid.T) Range {
+		return Range{[]byte(rapid.SampledFrom(keys).Draw(t, "from")), []byte(rapid.SampledFrom(append([]string{"", "\x00"}, keys...)).Draw(t, "to"))}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		r, o := draw(t), draw(t)
+		if !r.Overlaps(o) {
+			return
+		}
+		both, all := r.Intersect(o), true
+		for _, key := range keys {
+			k := []byte(key)
+			require.Equal(t, r.Contains(k) && o.Contains(k), both.Contains(k), "%q in %q and %q", k, r, o)
+			all = all && (!o.Contains(k) || r.Contains(k))
+		}
+		if r.Covers(o) {
+			require.True(t, all, "%q covers %q", r, o)
+		}
+		require.True(t, r.Covers(both) && o.Covers(both), "%q, %q: %q", r, o, both)
+	})
+}
