@@ -316,7 +316,7 @@ func (w *write) answer(ctx context.Context, resp *pb.TxnResponse, fold func(*ans
 		w.s.cache.forget(key, resp.Header.Revision-1)
 	}
 	for _, r := range a.reads {
-		at := snapshot{revision: r.revision, serializable: serializable(w.req)}
+		at := snapshot{revision: r.revision, serializable: wire.Serializable(w.req)}
 		if at.revision == 0 {
 			at.revision = resp.Header.Revision
 		}

@@ -69,18 +69,6 @@ func (d decisions) visit(t *pb.TxnRequest, compare func(*pb.Compare) bool, op fu
 // anywhere decides nothing: all branches may run.
 var anywhere decisions
 
-// serializable reports whether r may be answered by one member alone.
-func serializable(r *pb.TxnRequest) bool {
-	for _, branch := range anywhere.branches(r) {
-		for _, op := range branch {
-			if g := op.GetRequestRange(); g == nil || !g.Serializable {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 func putKey(p *pb.PutRequest) format.Range { return format.Range{Key: p.Key} }
 
 func deleted(d *pb.DeleteRangeRequest) format.Range {

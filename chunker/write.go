@@ -278,7 +278,7 @@ func (w *write) gather(ctx context.Context) (err error) {
 func (w *write) questions(anchored, verify bool) []question {
 	var qs []question
 	for c := range anywhere.compares(w.req) {
-		qs = append(qs, w.s.compareQuestion(c, serializable(w.req)))
+		qs = append(qs, w.s.compareQuestion(c, wire.Serializable(w.req)))
 	}
 	for p := range anywhere.puts(w.req) {
 		if w.wantsState(p) {

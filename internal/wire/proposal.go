@@ -41,3 +41,17 @@ func Writes(r *pb.TxnRequest) bool {
 	}
 	return false
 }
+
+// Serializable reports whether one member alone may answer the transaction, which
+// may be behind: whether it holds nothing but serializable ranges
+// (etcdserver/txn.IsTxnSerializable).
+func Serializable(r *pb.TxnRequest) bool {
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			if !op.GetRequestRange().GetSerializable() {
+				return false
+			}
+		}
+	}
+	return true
+}
