@@ -23,6 +23,7 @@
 package kvwrap
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -120,6 +121,9 @@ func (kv *KV) Lease() clientv3.Lease { return kv.lease }
 // that take more than one proposal fail afterwards, with chunker.ErrClosed; reads
 // and other writes go on. Closing twice is fine.
 func (kv *KV) Close() error { return kv.chunker.Close() }
+
+// Sweep deletes chunks that writes have left behind. It is [chunker.Stage.Sweep].
+func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return kv.chunker.Sweep(ctx) }
 
 // Stats are counters of this process.
 type Stats struct {

@@ -39,7 +39,16 @@ func newChunked(kv *mvccpb.KeyValue, l *format.Layout) *chunked {
 func (c *chunked) bytes() int { return 2*len(c.key) + c.layout.Bytes() + len(c.value) }
 
 func newCache(bytes int) *cache {
-	return &cache{size: bytes, left: bytes, recent: list.New(), byKey: make(map[string]*list.Element)}
+	c := &cache{size: bytes}
+	c.clear()
+	return c
+}
+
+// clear forgets everything: the cluster has another history now.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left, c.recent, c.byKey = c.size, list.New(), make(map[string]*list.Element)
 }
 
 // get returns what is known of key, nil where nothing is.

@@ -64,6 +64,20 @@ type Config struct {
 	// a sweep may take what a crashed process left behind. Default one minute,
 	// at least a second.
 	SessionTTL time.Duration
+
+	// SweepInterval is the time between two sweeps in the background, about. The
+	// clients of a cluster share the work: where many have an interval, one of
+	// them sweeps at a time, and not before half of it has passed since the last
+	// one. Default 0, no sweeps but those of Sweep; at least two seconds.
+	SweepInterval time.Duration
+
+	// SweepRate bounds the requests a second that sweeps of this process send, one
+	// or two for each key with chunks. Default 100.
+	SweepRate int
+
+	// OnSweep is told how each background sweep of this process has ended, if it
+	// is not nil. The next one waits for it to return.
+	OnSweep func(SweepResult, error)
 }
 
 const (
@@ -72,6 +86,7 @@ const (
 	defaultMaxValueBytes  = 16 << 20
 	defaultCacheBytes     = 16 << 20
 	defaultSessionTTL     = time.Minute
+	defaultSweepRate      = 100
 
 	minMaxEntryBytes = 16 << 10
 	maxMaxEntryBytes = 1 << 20
@@ -104,6 +119,18 @@ func (c Config) filled() (Config, format.Keyspace, error) {
 	}
 	if c.SessionTTL < time.Second {
 		errs = append(errs, fmt.Errorf("%w: SessionTTL is %v: choose a second or more, or 0 for the default", ErrConfig, c.SessionTTL))
+	}
+	if c.SweepInterval != 0 && c.SweepInterval < 2*time.Second {
+		errs = append(errs, fmt.Errorf("%w: SweepInterval is %v: choose two seconds or more, or 0 for no sweeps in the background", ErrConfig, c.SweepInterval))
+	}
+	if c.SweepInterval != 0 && c.Lease == nil {
+		errs = append(errs, fmt.Errorf("%w: SweepInterval is %v and Lease is nil: set it to the client's, since a sweep takes a lock with it", ErrConfig, c.SweepInterval))
+	}
+	if c.SweepRate == 0 {
+		c.SweepRate = defaultSweepRate
+	}
+	if c.SweepRate < 0 {
+		errs = append(errs, fmt.Errorf("%w: SweepRate is %d: choose 1 request a second or more, or 0 for the default", ErrConfig, c.SweepRate))
 	}
 	if c.Lease == nil && !c.ReadOnly {
 		errs = append(errs, fmt.Errorf("%w: Lease is nil: set it to the client's, or set ReadOnly", ErrConfig))

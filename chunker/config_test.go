@@ -99,6 +99,24 @@ func TestEveryKnobTurns(t *testing.T) {
 			require.EqualValues(t, 60, ttl(Config{}))
 			require.EqualValues(t, 20, ttl(Config{SessionTTL: 19500 * time.Millisecond}))
 		},
+		"SweepInterval": func(t *testing.T) { // in a bubble: TestBackgroundSweeps
+			for _, refused := range []Config{{SweepInterval: time.Second, Lease: e.cli.Lease}, {SweepInterval: time.Hour, ReadOnly: true}} {
+				_, err := NewKV(e.cli.KV, refused)
+				require.ErrorIs(t, err, ErrConfig)
+				require.ErrorContains(t, err, "SweepInterval is")
+			}
+		},
+		"SweepRate": func(t *testing.T) { // TestASweepIsPaced
+			_, err := NewKV(e.cli.KV, Config{SweepRate: -1, Lease: e.cli.Lease})
+			require.ErrorContains(t, err, "SweepRate is -1")
+			kv, _ := e.another(Config{SweepRate: 7})
+			require.EqualValues(t, 7, kv.stage.sweepPace.Limit())
+		},
+		"OnSweep": func(t *testing.T) {
+			swept := make(chan error, 1)
+			e.another(Config{SweepInterval: 2 * time.Second, OnSweep: func(_ SweepResult, err error) { swept <- err }})
+			require.NoError(t, <-swept)
+		},
 	}
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
 		require.Contains(t, cases, field.Name)

@@ -44,6 +44,8 @@
 //   - draft.go and staging.go put chunks, under an anchor that proves that nobody
 //     has taken them away. session.go keeps the lease that anchors are on.
 //     commit.go sends the write, evidence.go reads what is stored when it failed.
+//   - sweep.go deletes what writes have left behind, sweeper.go sees to it that
+//     one sweep runs at a time.
 //   - limits.go learns what the server allows.
 //
 // What is stored is the business of the package internal/format, and of

@@ -6,6 +6,8 @@ import (
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // draft is a value on its way to being stored in chunks at a key: cut against
@@ -22,9 +24,11 @@ type draft struct {
 	manifest  []byte
 	layout    *format.Layout
 
-	sent   bool  // whether the anchor was, with an answer or without
-	anchor int64 // its CreateRevision, 0 while it is not known to be there
-	staged int   // how many of Chunks are
+	sent    bool             // whether the anchor was, with an answer or without
+	session clientv3.LeaseID // that the anchor is on
+	anchor  int64            // its CreateRevision, 0 while it is not known to be there
+	latest  int64            // its ModRevision, that of the last batch
+	staged  int              // how many of Chunks are
 }
 
 // rebase makes the manifest for another base, unless it is made. Chunks that are
@@ -66,9 +70,7 @@ func (d *draft) anchorKey() []byte { return d.space.ChunkKey(d.Key, format.ID{To
 //   - nothing has been written to the key since the base was read;
 //   - the base is the write it seems to be, even if the cluster was restored and
 //     came to the same revision again;
-//   - all that was staged is there: what deletes a key's chunks deletes the
-//     anchor among them, and the end of their lease deletes the first one, which
-//     came with the anchor.
+//   - all that was staged is there, as [draft.proof] says.
 //
 // For a draft that is to be staged and is not yet they have the size that they
 // will have.
@@ -82,25 +84,46 @@ func (d *draft) guards(anchored bool) []*pb.Compare {
 		}
 	}
 	if anchored && len(d.Chunks) > 0 { // else there is nothing to stage
-		created := d.anchor
-		if created == 0 {
-			created = math.MaxInt64
+		latest := d.latest
+		if latest == 0 {
+			latest = math.MaxInt64
 		}
 		for _, key := range d.proof() {
-			guards = append(guards, compareCreate(key, created))
+			guards = append(guards, compareMod(key, latest))
+			latest = d.anchor
 		}
 	}
 	return guards
 }
 
-// proof returns the keys that are all there, as they were made, only while all
-// that was staged is.
+// proof returns the keys that are all there, as they were last put, only while all
+// that was staged is:
+//
+//   - the anchor, which what deletes a key's chunks deletes among them. It is put
+//     with each batch, so that a cluster that was restored to a moment between two
+//     batches has it at an earlier revision;
+//   - the first chunk, which came with the anchor, and goes with the others when
+//     their lease ends.
 func (d *draft) proof() [][]byte {
 	keys := [][]byte{d.anchorKey()}
 	if d.Lease != 0 {
 		keys = append(keys, d.space.ChunkKey(d.Key, d.Chunks[0].ID))
 	}
 	return keys
+}
+
+// proven reports whether found, which was asked for the keys of the proof, shows
+// them as they were put.
+func (d *draft) proven(found []*mvccpb.KeyValue) bool {
+	if len(found) != len(d.proof()) || found[0].ModRevision != d.latest {
+		return false
+	}
+	for _, kv := range found {
+		if kv.CreateRevision != d.anchor {
+			return false
+		}
+	}
+	return true
 }
 
 // puts returns the put of the manifest, and the puts of the chunks or, where these

@@ -21,6 +21,9 @@ type state struct {
 	// damaged is set where chunks of the value are known to be missing or altered,
 	// so that another value cannot be built on them.
 	damaged bool
+
+	opaque error              // why it is not known which chunks the value names
+	chunks []*mvccpb.KeyValue // keys of all chunks and anchors, where they were asked for
 }
 
 // evidence is what a write has found out about the store, and what its next
@@ -74,11 +77,11 @@ func (s *Stage) stateQuestion(key []byte, verify bool) question {
 		answer: func(ctx context.Context, e *evidence, found []*mvccpb.KeyValue) error {
 			st := &state{}
 			e.states[string(key)] = st
-			if len(found) == 0 || s.space.Reserved(found[0].Key) {
+			if st.chunks = found; len(found) == 0 || s.space.Reserved(found[0].Key) {
 				return nil
 			}
-			kv, chunks := found[0], found[1:]
-			st.mod, st.lease, st.kv = kv.ModRevision, kv.Lease, kv
+			kv := found[0]
+			st.mod, st.lease, st.kv, st.chunks = kv.ModRevision, kv.Lease, kv, found[1:]
 			if format.Plain(kv.Value) {
 				return nil
 			}
@@ -90,11 +93,12 @@ func (s *Stage) stateQuestion(key []byte, verify bool) question {
 			case errors.Is(err, ErrDamaged), is(err, rpctypes.ErrCompacted), is(err, rpctypes.ErrFutureRev):
 				// What cannot be read can be written over, and what has been
 				// overwritten meanwhile will show at the commit.
+				st.opaque = err
 				return nil
 			}
 			st.layout = layout
 			if verify && layout != nil {
-				st.damaged = !allStored(layout, chunks)
+				st.damaged = !allStored(layout, st.chunks)
 			}
 			return err
 		},
@@ -120,10 +124,7 @@ func allStored(l *format.Layout, chunks []*mvccpb.KeyValue) bool {
 // anchorQuestion asks whether what d has staged is there.
 func anchorQuestion(d *draft) question {
 	q := question{answer: func(_ context.Context, e *evidence, found []*mvccpb.KeyValue) error {
-		e.anchored[d] = len(found) == len(d.proof())
-		for _, kv := range found {
-			e.anchored[d] = e.anchored[d] && kv.CreateRevision == d.anchor
-		}
+		e.anchored[d] = d.proven(found)
 		return nil
 	}}
 	for _, key := range d.proof() {

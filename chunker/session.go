@@ -21,9 +21,10 @@ type session struct {
 	cancel context.CancelFunc
 	turn   chan struct{} // holds a token while nobody grants
 
-	mu sync.Mutex
-	id clientv3.LeaseID // NoLease where none is held
-	wg sync.WaitGroup   // the reader of the keep-alive responses
+	mu  sync.Mutex
+	id  clientv3.LeaseID   // NoLease where none is held
+	end context.CancelFunc // of its keep-alive
+	wg  sync.WaitGroup     // the readers of keep-alive responses
 }
 
 func newSession(lease clientv3.Lease, ttl time.Duration) *session {
@@ -52,15 +53,18 @@ func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
 	if s.ctx.Err() != nil {
 		return clientv3.NoLease, ErrClosed
 	}
-	granted, err := s.lease.Grant(ctx, int64((s.ttl+time.Second-1)/time.Second))
+	granted, err := s.lease.Grant(ctx, seconds(s.ttl))
 	if err != nil {
 		return clientv3.NoLease, err
 	}
-	alive, err := s.lease.KeepAlive(s.ctx, granted.ID)
+	kept, end := context.WithCancel(s.ctx)
+	alive, err := s.lease.KeepAlive(kept, granted.ID)
 	if err != nil {
+		end()
 		return clientv3.NoLease, err
 	}
-	if !s.hold(granted.ID, alive) {
+	if !s.hold(granted.ID, alive, end) {
+		end()
 		_, err := s.lease.Revoke(ctx, granted.ID) // closed meanwhile
 		return clientv3.NoLease, errors.Join(ErrClosed, err)
 	}
@@ -68,14 +72,15 @@ func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
 }
 
 // hold keeps the lease, unless the session is closed.
-func (s *session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse) bool {
+func (s *session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse, end context.CancelFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
 		return false
 	}
-	s.id = id
+	s.id, s.end = id, end
 	s.wg.Go(func() {
+		defer end()
 		for range alive {
 		}
 		s.forget(id) // expired, or the session is closed
@@ -96,6 +101,20 @@ func (s *session) forget(id clientv3.LeaseID) {
 		s.id = clientv3.NoLease
 	}
 }
+
+// retire lets the lease id expire. Writes that have their anchors on it begin
+// again when these are gone.
+func (s *session) retire(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.id == id && id != clientv3.NoLease {
+		s.id = clientv3.NoLease
+		s.end()
+	}
+}
+
+// seconds returns d as the time to live of a lease, rounded up.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // lost is told that a request that names the lease id found a lease missing. It
 // reports whether it was this one, which is then forgotten.

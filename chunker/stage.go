@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/history"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 )
 
@@ -27,18 +29,21 @@ type Stage struct {
 	cache  *cache
 	stats  counters
 
-	session *session
-	ctx     context.Context // of background work; ends with Close
-	cancel  context.CancelFunc
+	session   *session
+	sweepPace *rate.Limiter
+	stopSweep context.CancelFunc // the background's
+	ctx       context.Context    // of background work; ends with Close
+	cancel    context.CancelFunc
 
 	mu         sync.Mutex // orders the start of background work with Close
 	closed     bool
-	background sync.WaitGroup // abandoned drafts being deleted
+	background sync.WaitGroup // abandoned drafts being deleted, the sweep
 }
 
 var _ pb.KVClient = (*Stage)(nil)
 
-// New returns a chunker over inner. It sends nothing before it is used.
+// New returns a chunker over inner. It sends nothing before it is used, but for
+// background sweeps.
 func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 	cfg, space, err := cfg.filled()
 	if err != nil {
@@ -48,12 +53,19 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 		return nil, fmt.Errorf("%w: the KV to store in is nil: use the client's", ErrConfig)
 	}
 	s := &Stage{
-		inner: inner, cfg: cfg, space: space,
-		cache:   newCache(cfg.CacheBytes),
-		session: newSession(cfg.Lease, cfg.SessionTTL),
+		cfg: cfg, space: space,
+		cache:     newCache(cfg.CacheBytes),
+		session:   newSession(cfg.Lease, cfg.SessionTTL),
+		sweepPace: rate.NewLimiter(rate.Limit(cfg.SweepRate), 1),
 	}
+	s.inner = history.Over(inner, s.cache.clear)
 	s.limits.init(cfg.MaxEntryBytes)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	var sweeping context.Context
+	sweeping, s.stopSweep = context.WithCancel(s.ctx)
+	if cfg.SweepInterval > 0 {
+		s.inBackground(func() { s.sweepRegularly(sweeping) })
+	}
 	return s, nil
 }
 
@@ -64,7 +76,7 @@ type KV struct {
 }
 
 // NewKV returns a KV that reads and writes through inner, large values in chunks.
-// It sends nothing before it is used.
+// It sends nothing before it is used, but for background sweeps.
 func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
 	var below pb.KVClient
 	if inner != nil {
@@ -79,6 +91,9 @@ func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
 
 // Close is [Stage.Close].
 func (kv *KV) Close() error { return kv.stage.Close() }
+
+// Sweep is [Stage.Sweep].
+func (kv *KV) Sweep(ctx context.Context) (SweepResult, error) { return kv.stage.Sweep(ctx) }
 
 // Stats is [Stage.Stats].
 func (kv *KV) Stats() Stats { return kv.stage.Stats() }
@@ -98,6 +113,7 @@ func (s *Stage) Close() error {
 	if closed {
 		return nil
 	}
+	s.stopSweep()
 	done := make(chan struct{})
 	go func() {
 		s.background.Wait()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/format"
@@ -28,8 +29,9 @@ var errAnchorGone = errors.New("chunker: the anchor is gone")
 // Nothing refers to them before the commit.
 //
 // The anchor is made with the first chunks, under a token that was never sent
-// before. It is not made again when the outcome is unknown: the request might
-// come late, after the writer has gone.
+// before, and put again with each batch that follows, so that its revision says
+// that they are all there. No batch is sent again when its outcome is unknown: it
+// might come late, after the writer has gone.
 func (s *Stage) stage(ctx context.Context, d *draft) error {
 	batches := s.batches(d)
 	if d.anchor == 0 && len(batches) > 0 {
@@ -41,8 +43,9 @@ func (s *Stage) stage(ctx context.Context, d *draft) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
-		wg    sync.WaitGroup
-		slots = make(chan struct{}, stagingInFlight)
+		wg     sync.WaitGroup
+		latest atomic.Int64 // revision of a batch
+		slots  = make(chan struct{}, stagingInFlight)
 	)
 	for _, batch := range batches {
 		slots <- struct{}{}
@@ -53,20 +56,23 @@ func (s *Stage) stage(ctx context.Context, d *draft) error {
 			defer func() { <-slots }()
 			resp, err := s.inner.Txn(ctx, &pb.TxnRequest{
 				Compare: []*pb.Compare{compareCreate(d.anchorKey(), d.anchor)},
-				Success: batch,
+				Success: append([]*pb.RequestOp{wire.Put(&pb.PutRequest{Key: d.anchorKey(), IgnoreValue: true, IgnoreLease: true})}, batch...),
 			})
 			if err == nil && !resp.Succeeded {
 				err = errAnchorGone
 			}
 			if err != nil {
 				cancel(err) // the first one is the cause
+				return
 			}
+			raise(&latest, resp.Header.Revision)
 		})
 	}
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	d.latest = max(d.latest, latest.Load())
 	d.staged = len(d.Chunks)
 	return nil
 }
@@ -79,7 +85,7 @@ func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp)
 			return err
 		}
 		anchor := &pb.PutRequest{Key: d.anchorKey(), Value: anchorValue(), Lease: int64(lease)}
-		d.sent = true
+		d.sent, d.session = true, lease
 		resp, err := s.inner.Txn(ctx, &pb.TxnRequest{
 			Compare: []*pb.Compare{compareCreate(anchor.Key, 0)},
 			Success: append([]*pb.RequestOp{wire.Put(anchor)}, batch...),
@@ -98,7 +104,7 @@ func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp)
 		if !resp.Succeeded {
 			return errAnchorGone
 		}
-		d.anchor = resp.Header.Revision
+		d.anchor, d.latest = resp.Header.Revision, resp.Header.Revision
 		return nil
 	}
 }
@@ -184,7 +190,8 @@ func buildVersion() string {
 // anchor is gone it never will. This is the only way in which a writer deletes
 // staged chunks.
 //
-// Without an answer in a minute they are left to the sweep.
+// Where etcd cannot be reached for a minute the session is given up, whose end
+// takes the anchor, and the rest is left to the sweep.
 func (s *Stage) abandon(d *draft) {
 	if !d.sent {
 		return
@@ -208,5 +215,6 @@ func (s *Stage) abandon(d *draft) {
 				return
 			}
 		}
+		s.session.retire(d.session)
 	})
 }

@@ -8,10 +8,13 @@ type Stats struct {
 	Staged    uint64 // chunked values staged before their commit
 	Conflicts uint64 // commits that another write came before, and were tried again
 	Oversized uint64 // writes that could not be made to fit in MaxEntryBytes and went through as they are
+
+	Swept       uint64 // chunks that sweeps have deleted
+	SweepErrors uint64 // background sweeps that ended with an error
 }
 
 type counters struct {
-	inline, staged, conflicts, oversized atomic.Uint64
+	inline, staged, conflicts, oversized, swept, sweepErrors atomic.Uint64
 }
 
 // Stats returns the counters. It does no I/O.
@@ -21,5 +24,8 @@ func (s *Stage) Stats() Stats {
 		Staged:    s.stats.staged.Load(),
 		Conflicts: s.stats.conflicts.Load(),
 		Oversized: s.stats.oversized.Load(),
+
+		Swept:       s.stats.swept.Load(),
+		SweepErrors: s.stats.sweepErrors.Load(),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Token names one attempt to write one value: 128 random bits, never used
@@ -131,7 +132,7 @@ func (r Range) Overlaps(o Range) bool {
 }
 
 // Meets reports whether r and the reserved part have keys in common.
-func (k Keyspace) Meets(r Range) bool { return r.Overlaps(Range{k.prefix, k.end}) }
+func (k Keyspace) Meets(r Range) bool { return r.Overlaps(k.All()) }
 
 // Covers reports whether all keys of o are in r.
 func (r Range) Covers(o Range) bool {
@@ -204,6 +205,14 @@ func (k Keyspace) ChunkKey(key []byte, id ID) []byte {
 // ChunkKeyLen returns the length of the key of each chunk of the logical key.
 func (k Keyspace) ChunkKeyLen(key []byte) int {
 	return len(k.prefix) + len(key) + bytes.Count(key, fromKey) + len(terminator) + idBytes
+}
+
+// All returns the reserved range.
+func (k Keyspace) All() Range { return Range{k.prefix, k.end} }
+
+// Own returns a key of kvwrap's own, to which no logical key maps.
+func (k Keyspace) Own(name string) []byte {
+	return slices.Concat(k.prefix, afterKey, []byte(name))
 }
 
 // IDs returns the range of the chunk keys from first to last, both included.

@@ -100,6 +100,17 @@ func TokenBounds(t Token) (above, below []byte) {
 	return above, prefixEnd(above)
 }
 
+// NoManifest returns a bound for a stored value that is no manifest: those on its
+// side of it, below or above, are none either.
+func NoManifest(stored []byte) (below bool, bound []byte) {
+	for _, bound := range [][]byte{PlainBelow(), envelope(kindManifest)} {
+		if bytes.Compare(stored, bound) < 0 {
+			return true, bound
+		}
+	}
+	return false, append(PlainBelow(), 0xff) // no version has this number
+}
+
 func (m *Manifest) encode() []byte {
 	b := append(envelope(kindManifest), m.Token[:]...)
 	b = binary.AppendUvarint(b, uint64(len(m.Prefix)))
