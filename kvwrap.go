@@ -45,7 +45,7 @@ type Config struct {
 var ErrUnknownRequest = wire.ErrUnknownRequest
 
 var (
-	errNoClient  = errors.New("kvwrap: the client is nil, or has no KV or no Lease: make one with clientv3.New")
+	errNoClient  = errors.New("kvwrap: the client is nil, or has no KV, Watcher or Lease: make one with clientv3.New")
 	errInstalled = errors.New("kvwrap: the client's KV is a kvwrap.KV already: use it as it is, or call New or Install once, with the client's own KV")
 )
 
@@ -57,15 +57,16 @@ var (
 type KV struct {
 	clientv3.KV
 	chunker *chunker.Stage
+	watcher clientv3.Watcher
 	lease   clientv3.Lease
 }
 
 // New returns a KV over cli.KV as it is at the call, a namespaced one for
-// instance, and leaves cli as it is. Where cli.KV is namespaced, cli.Lease is to
-// be as well. It sends nothing. Its Close is to be called
-// before that of cli.
+// instance, and leaves cli as it is. Where cli.KV is namespaced, cli.Watcher and
+// cli.Lease are to be as well. It sends nothing. Its Close is to be called before
+// that of cli.
 func New(cli *clientv3.Client, cfg Config) (*KV, error) {
-	if cli == nil || cli.KV == nil || cli.Lease == nil {
+	if cli == nil || cli.KV == nil || cli.Watcher == nil || cli.Lease == nil {
 		return nil, errNoClient
 	}
 	if _, ok := cli.KV.(*KV); ok {
@@ -81,24 +82,24 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	return &KV{
 		KV:      clientv3.NewKVFromKVClient(stage, nil),
 		chunker: stage,
+		watcher: stage.Watcher(cli.Watcher),
 		lease:   stage.Lease(cli.Lease),
 	}, nil
 }
 
-// Install is New and puts the new KV, and its Lease, in the place of cli's own, so
-// that all that uses cli goes through it. From then on cli.Close closes the KV too.
-// It is to be called before cli is shared with other goroutines, and once; where
-// it returns an error, cli is as it was.
+// Install is New and puts the new KV, its Watcher and its Lease in the place of
+// cli's own, so that all that uses cli goes through it. From then on cli.Close
+// closes the KV too. It is to be called before cli is shared with other
+// goroutines, and once; where it returns an error, cli is as it was.
 //
-// Watchers are not wrapped yet: one over a chunked key gets an event for each
-// write of it, with the manifest in place of the value, and one over all keys
-// gets events on chunks.
+// Code that makes a KV or a watcher of its own from the client's connection, with
+// clientv3.NewKV or clientv3.NewWatcher, goes past it and sees what is stored.
 func Install(cli *clientv3.Client, cfg Config) (*KV, error) {
 	kv, err := New(cli, cfg)
 	if err != nil {
 		return nil, err
 	}
-	cli.KV, cli.Lease = kv, closing{kv.lease, kv}
+	cli.KV, cli.Watcher, cli.Lease = kv, kv.watcher, closing{kv.lease, kv}
 	return kv, nil
 }
 
@@ -110,6 +111,11 @@ type closing struct {
 }
 
 func (c closing) Close() error { return errors.Join(c.kv.Close(), c.Lease.Close()) }
+
+// Watcher returns the client's Watcher with whole values in its events, and without
+// chunks. What it guarantees stands at [chunker.Stage.Watcher]. It works on after
+// Close; its own Close is that of the client's Watcher.
+func (kv *KV) Watcher() clientv3.Watcher { return kv.watcher }
 
 // Lease returns the client's Lease with the keys that are attached to a lease
 // shown as the application knows them, without chunks. The lease of unfinished

@@ -13,6 +13,7 @@ import (
 // values that are read again and again. What it says may be out of date: a read
 // compares the key with it, a write is guarded.
 type cache struct {
+	least  int // entries that stay, whatever they take
 	mu     sync.Mutex
 	size   int                      // bytes, at the most
 	left   int                      // bytes
@@ -34,6 +35,13 @@ func newChunked(kv *mvccpb.KeyValue, l *format.Layout) *chunked {
 	return &chunked{key: string(kv.Key), layout: l, meta: &mvccpb.KeyValue{
 		Key: bytes.Clone(kv.Key), CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
 	}}
+}
+
+// with returns v and its value, of which it makes a copy.
+func (v *chunked) with(value []byte) *chunked {
+	kept := *v
+	kept.value = bytes.Clone(value)
+	return &kept
 }
 
 func (c *chunked) bytes() int { return 2*len(c.key) + c.layout.Bytes() + len(c.value) }
@@ -76,7 +84,7 @@ func (c *cache) put(v *chunked) {
 		c.remove(e)
 	}
 	c.byKey[v.key] = c.recent.PushFront(v)
-	for c.left -= v.bytes(); c.left < 0; {
+	for c.left -= v.bytes(); c.left < 0 && c.recent.Len() > c.least; {
 		c.remove(c.recent.Back())
 	}
 }
@@ -84,9 +92,7 @@ func (c *cache) put(v *chunked) {
 // keep remembers v and its value, unless that would leave little for others.
 func (c *cache) keep(v *chunked, value []byte) {
 	if len(value) <= c.size/4 {
-		kept := *v
-		kept.value = bytes.Clone(value)
-		c.put(&kept)
+		c.put(v.with(value))
 	}
 }
 

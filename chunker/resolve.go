@@ -74,24 +74,24 @@ func (s *Stage) parseAll(kvs []*mvccpb.KeyValue) (open []unresolved, err error) 
 // complete replaces manifests by the values that they stand for.
 func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Source, at snapshot) error {
 	open, err := s.assemble(open, src)
-	if err != nil || len(open) == 0 {
+	var pinned error
+	for _, at := range []snapshot{at, {}} { // the second one not from any one member: it may be behind
+		for had := -1; err == nil && len(open) > 0 && len(src.Stored) > had; {
+			had = len(src.Stored)
+			err = s.fetch(ctx, open, src, at)
+			if at.revision != 0 && (is(err, rpctypes.ErrCompacted) || is(err, rpctypes.ErrFutureRev)) {
+				pinned, err = err, nil
+				break
+			}
+			if err == nil {
+				open, err = s.assemble(open, src)
+			}
+		}
+	}
+	switch {
+	case err != nil || len(open) == 0:
 		return err
-	}
-	pinned := s.fetch(ctx, open, src.Stored, at)
-	if pinned != nil && !is(pinned, rpctypes.ErrCompacted) && !is(pinned, rpctypes.ErrFutureRev) {
-		return pinned
-	}
-	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
-		return err
-	}
-	// Not from any one member: it may be behind.
-	if err := s.fetch(ctx, open, src.Stored, snapshot{}); err != nil {
-		return err
-	}
-	if open, err = s.assemble(open, src); err != nil || len(open) == 0 {
-		return err
-	}
-	if is(pinned, rpctypes.ErrCompacted) {
+	case is(pinned, rpctypes.ErrCompacted):
 		return pinned // and what is missing need not be damaged
 	}
 	_, err = open[0].layout.Value(src)
@@ -160,25 +160,48 @@ func (s *Stage) assemble(all []unresolved, src format.Source) (open []unresolved
 	return open, nil
 }
 
-// fetch reads the chunks of what is unresolved into the pool, with a bounded number
-// of bytes in one response.
-func (s *Stage) fetch(ctx context.Context, all []unresolved, pool chunkPool, at snapshot) error {
-	const maxBytes = 32 << 20 // of values, before compression
+// fetch reads chunks of what is unresolved into src, with a bounded number of
+// bytes in one answer.
+func (s *Stage) fetch(ctx context.Context, all []unresolved, src format.Source, at snapshot) error {
+	const maxBytes = 32 << 20 // before compression
 	for len(all) > 0 {
 		var ranges []*pb.RangeRequest
 		for bytes := 0; len(all) > 0; all = all[1:] {
-			if bytes += all[0].layout.Length; bytes > maxBytes && len(ranges) > 0 {
+			wanted, n := s.chunksOf(all[0], src, at.serializable)
+			if bytes += n; bytes > maxBytes && len(ranges) > 0 {
 				break
 			}
-			ranges = append(ranges, chunkRequest(s.space.Chunks(format.Range{Key: all[0].kv.Key}), 0, at.serializable))
+			ranges = append(ranges, wanted...)
 		}
 		resps, _, err := s.readAll(ctx, ranges, at.revision)
 		if err != nil {
 			return err
 		}
 		for _, r := range resps {
-			pool.add(r.Kvs)
+			chunkPool(src.Stored).add(r.Kvs)
 		}
 	}
 	return nil
+}
+
+// maxFetchedRuns is the number of ranges of chunks up to which they are read alone.
+const maxFetchedRuns = 100
+
+// chunksOf asks for the chunks that are missing of a value, and says how many
+// bytes these have about. Where others are at hand it asks for those that are
+// missing, most of which have one token and follow each other; else for all chunks
+// of the key, so that no list has to be read first.
+func (s *Stage) chunksOf(u unresolved, src format.Source, serializable bool) (ranges []*pb.RangeRequest, bytes int) {
+	missing := u.layout.Missing(src)
+	runs := format.Runs(missing)
+	if len(src.Plain) == 0 || len(runs) > maxFetchedRuns {
+		return []*pb.RangeRequest{chunkRequest(s.space.Chunks(format.Range{Key: u.kv.Key}), 0, serializable)}, u.layout.Length
+	}
+	for _, r := range runs {
+		ranges = append(ranges, chunkRequest(s.space.IDs(u.kv.Key, r.First, r.Last), 0, serializable))
+	}
+	for _, r := range missing {
+		bytes += int(r.Length)
+	}
+	return ranges, bytes
 }

@@ -210,6 +210,16 @@ func TestGarbageIsAFewRanges(t *testing.T) {
 	require.Empty(t, Garbage(old, old))
 }
 
+func TestRunsOfChunks(t *testing.T) {
+	id := func(token byte, index uint32) ID { return ID{Token: Token{token}, Index: index} }
+	var refs []Ref
+	for _, i := range []ID{id(2, 4), id(1, 3), id(1, 1), id(1, 2), id(1, 2), id(1, 5), id(2, 6), id(1, 6), id(3, 1)} {
+		refs = append(refs, Ref{ID: i})
+	}
+	require.Equal(t, []IDRange{{id(1, 1), id(1, 3)}, {id(1, 5), id(1, 6)}, {id(2, 4), id(2, 4)}, {id(2, 6), id(2, 6)}, {id(3, 1), id(3, 1)}}, Runs(refs))
+	require.Empty(t, Runs(nil))
+}
+
 // FuzzRoundTrip cuts, encodes, stores and decodes any value, and then a change of
 // it against the first.
 func FuzzRoundTrip(f *testing.F) {

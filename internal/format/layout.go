@@ -1,6 +1,8 @@
 package format
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,6 +36,21 @@ func (l *Layout) Last() []Ref { return l.levels[len(l.levels)-1] }
 type Source struct {
 	Plain  map[ID][]byte // decoded already, see [Layout.Pieces]
 	Stored map[ID][]byte // as stored
+}
+
+// has reports whether the chunk of r is there.
+func (src Source) has(r Ref) bool {
+	return src.Stored[r.ID] != nil || len(src.Plain[r.ID]) == int(r.Length)
+}
+
+// Missing returns those of the refs read last whose chunks are not in src.
+func (l *Layout) Missing(src Source) (missing []Ref) {
+	for _, r := range l.Last() {
+		if !src.has(r) {
+			missing = append(missing, r)
+		}
+	}
+	return missing
 }
 
 // Read reads the next level of lists. A [ChunkError] says which chunk was missing
@@ -121,7 +138,7 @@ func join(refs []Ref, limit int, src Source) ([]byte, error) {
 	}
 	// Before anything is allocated: is it all there?
 	var encoded []int // refs that have to be decoded
-	bytes := 0
+	work := 0         // bytes of them
 	for i, r := range refs {
 		if len(src.Plain[r.ID]) == int(r.Length) {
 			continue
@@ -130,7 +147,7 @@ func join(refs []Ref, limit int, src Source) ([]byte, error) {
 			return nil, &ChunkError{ID: r.ID, Missing: true, Reason: "is missing"}
 		}
 		encoded = append(encoded, i)
-		bytes += int(r.Length)
+		work += int(r.Length)
 	}
 	value := make([]byte, offsets[len(refs)])
 	if len(encoded) < len(refs) {
@@ -138,7 +155,7 @@ func join(refs []Ref, limit int, src Source) ([]byte, error) {
 			copy(value[offsets[i]:offsets[i+1]], src.Plain[r.ID])
 		}
 	}
-	err := inParallel(len(encoded), bytes, func(i int) error {
+	err := inParallel(len(encoded), work, func(i int) error {
 		i = encoded[i]
 		if err := decodeChunk(value[offsets[i]:offsets[i+1]], refs[i].ID, src.Stored[refs[i].ID]); err != nil {
 			return &ChunkError{ID: refs[i].ID, Reason: err.Error()}
@@ -177,6 +194,26 @@ func Garbage(old, kept []Ref) []IDRange {
 		gaps[gap] = struct{}{}
 	}
 	return slices.Collect(maps.Keys(gaps))
+}
+
+// Runs returns ranges that hold the chunks of refs and no others that may exist:
+// one for each run of chunks that were made one after the other.
+func Runs(refs []Ref) (runs []IDRange) {
+	ids := make([]ID, len(refs))
+	for i, r := range refs {
+		ids[i] = r.ID
+	}
+	slices.SortFunc(ids, func(a, b ID) int {
+		return cmp.Or(bytes.Compare(a.Token[:], b.Token[:]), cmp.Compare(a.Index, b.Index))
+	})
+	for _, id := range ids {
+		if n := len(runs); n > 0 && runs[n-1].Last.Token == id.Token && id.Index <= runs[n-1].Last.Index+1 {
+			runs[n-1].Last = id
+		} else {
+			runs = append(runs, IDRange{First: id, Last: id})
+		}
+	}
+	return runs
 }
 
 // IDRange is the chunks of one token from First to Last, both included.
