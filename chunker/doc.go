@@ -37,6 +37,8 @@
 //   - read.go and stream.go are reads. resolve.go replaces manifests by the values
 //     that they stand for, and fetches the chunks for it. cache.go remembers where
 //     the chunks of recently used keys are, and some of the values.
+//   - watch.go is what watchers see, events.go how events get their values. lease.go
+//     hides chunks from what is attached to a lease.
 //   - write.go is the one path of all that writes. It says how a transaction of
 //     the application's becomes one of etcd's. tree.go walks through it, compare.go
 //     answers its comparisons, rewrite.go makes the requests and folds their
