@@ -169,3 +169,43 @@ func BenchmarkSmall(b *testing.B) {
 		paired.Benchmark(b, nil, func() { get(b, s, "small") }, func() { get(b, kv, "small") })
 	})
 }
+
+// BenchmarkWatch is a value from its put to its event, a small one and 2 MB of
+// statistics, and what a watcher of these reads.
+func BenchmarkWatch(b *testing.B) {
+	bench := func(b *testing.B, value func() string) {
+		s := newSide(b)
+		writer, reader := s.wrapped(b, chunker.Config{}), s.wrapped(b, chunker.Config{})
+		watch := func(w clientv3.Watcher, key string) clientv3.WatchChan { return w.Watch(b.Context(), key) }
+		event := func(ch clientv3.WatchChan) {
+			if resp := <-ch; len(resp.Events) != 1 {
+				b.Fatal(resp)
+			}
+		}
+		plain, wrapped := watch(s.cli.Watcher, "plain"), watch(reader.Watcher(), "chunked")
+		published, read := "", 0
+		publish := func() {
+			if _, err := writer.Put(b.Context(), "chunked", published); err != nil {
+				b.Fatal(err)
+			}
+			s.sent.Take()
+			event(wrapped)
+			read += s.sent.Take().ResponseBytes
+		}
+		published = value()
+		publish()
+		read = 0
+		paired.Benchmark(b, func() { published = value() },
+			func() {
+				s.put(b, "plain", published)
+				event(plain)
+			}, publish)
+		b.ReportMetric(float64(read)/float64(b.N), "chunk-B/event")
+	}
+	b.Run("small", func(b *testing.B) { bench(b, func() string { return "a value of some dozens of bytes" }) })
+	for _, share := range shares {
+		g := workload.NewGateway(1000, 1)
+		g.Publish(0)
+		b.Run(percent(share), func(b *testing.B) { bench(b, func() string { return string(g.Publish(share)) }) })
+	}
+}
