@@ -21,11 +21,11 @@ import (
 func TestMain(m *testing.M) { testutil.MustTestMainWithLeakDetection(m) }
 
 func TestContract(t *testing.T) {
-	contract.Run(t, func(t *testing.T, cli *clientv3.Client) clientv3.KV {
+	contract.Run(t, func(t *testing.T, cli *clientv3.Client) contract.Stack {
 		kv, err := Install(cli, Config{})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
-		return cli
+		return contract.Stack{KV: cli.KV, Lease: cli.Lease}
 	})
 }
 

@@ -22,11 +22,11 @@ func TestContractEverything(t *testing.T) {
 }
 
 func open(cfg Config) contract.Open {
-	return func(t *testing.T, cli *clientv3.Client) clientv3.KV {
+	return func(t *testing.T, cli *clientv3.Client) contract.Stack {
 		cfg.Lease = cli.Lease
 		kv, err := NewKV(cli.KV, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
-		return kv
+		return contract.Stack{KV: kv, Lease: kv.stage.Lease(cli.Lease)}
 	}
 }

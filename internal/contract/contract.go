@@ -1,4 +1,4 @@
-// Package contract says what a clientv3.KV does, as tests written from etcd's
+// Package contract says what etcd's client does, as tests written from etcd's
 // documentation and seen to pass on etcd's own client. Whatever stands in for
 // that client has to pass them unchanged.
 //
@@ -20,8 +20,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Open returns the KV under test, over a client of its own.
-type Open func(t *testing.T, cli *clientv3.Client) clientv3.KV
+// Stack is what is under test, in the place of a client's own three. Without a
+// Watcher, nothing of watches is run.
+type Stack struct {
+	clientv3.KV
+	clientv3.Watcher
+	clientv3.Lease
+}
+
+// Open returns what is under test, over a client of its own.
+type Open func(t *testing.T, cli *clientv3.Client) Stack
 
 // Run runs all cases, each on an empty cluster, once with values of a few bytes
 // and once with values of many.
@@ -35,10 +43,9 @@ func Run(t *testing.T, open Open) {
 			for _, c := range cases {
 				t.Run(c.name, func(t *testing.T) {
 					cluster.Wipe(t)
-					cli := cluster.Client(t)
 					c.run(&fixture{
 						T: t, Assertions: require.New(t), ctx: t.Context(),
-						KV: open(t, cli), cli: cli, bytes: size.bytes, named: make(map[string]string),
+						Stack: open(t, cluster.Client(t)), bytes: size.bytes, named: make(map[string]string),
 					})
 				})
 			}
@@ -61,14 +68,12 @@ func join(all ...[]testCase) (joined []testCase) {
 	return joined
 }
 
-// fixture is what a case has at hand: the KV under test, and the plain client
-// for leases.
+// fixture is what a case has at hand.
 type fixture struct {
 	*testing.T
 	*require.Assertions
-	clientv3.KV
+	Stack
 	ctx   context.Context
-	cli   *clientv3.Client
 	bytes int
 	named map[string]string // what v has returned
 }
@@ -139,7 +144,7 @@ func (f *fixture) header(h *pb.ResponseHeader) {
 
 func (f *fixture) lease() clientv3.LeaseID {
 	f.Helper()
-	resp, err := f.cli.Grant(f.ctx, 600)
+	resp, err := f.Grant(f.ctx, 600)
 	f.NoError(err)
 	return resp.ID
 }

@@ -8,5 +8,5 @@ import (
 
 // TestPlainClient shows that the contract is etcd's.
 func TestPlainClient(t *testing.T) {
-	Run(t, func(_ *testing.T, cli *clientv3.Client) clientv3.KV { return cli.KV })
+	Run(t, func(_ *testing.T, cli *clientv3.Client) Stack { return Stack{cli.KV, cli.Watcher, cli.Lease} })
 }

@@ -17,8 +17,8 @@ import (
 )
 
 // Differential runs random sequences of calls on etcd's own client and, on
-// another cluster, on KVs under test, and compares the answers. They must be
-// equal up to a renaming of revisions that keeps their order. Several KVs take
+// another cluster, on stacks under test, and compares the answers. They must be
+// equal up to a renaming of revisions that keeps their order. Several stacks take
 // turns, each over a client of its own, so that what one of them knows of a key
 // is often out of date.
 func Differential(t *testing.T, open ...Open) {
@@ -48,7 +48,7 @@ func Differential(t *testing.T, open ...Open) {
 
 type differential struct {
 	plain  *clientv3.Client
-	others []clientv3.KV
+	others []Stack
 	other  *clientv3.Client // for leases
 
 	ctx       context.Context
@@ -103,15 +103,15 @@ func (r *renaming) addHeader(a, b int64) {
 
 // A call is made on both sides with the revisions and leases of that side.
 type side struct {
-	kv       clientv3.KV
+	Stack
 	revision func(int64) int64
 	lease    func(clientv3.LeaseID) clientv3.LeaseID
 }
 
 func (d *differential) sides(t *rapid.T) (plain, other side) {
-	plain = side{d.plain, func(r int64) int64 { return r }, func(l clientv3.LeaseID) clientv3.LeaseID { return l }}
+	plain = side{Stack{d.plain.KV, d.plain.Watcher, d.plain.Lease}, func(r int64) int64 { return r }, func(l clientv3.LeaseID) clientv3.LeaseID { return l }}
 	other = side{
-		rapid.SampledFrom(d.others).Draw(t, "client"),
+		d.others[rapid.IntRange(0, len(d.others)-1).Draw(t, "client")],
 		func(r int64) int64 { return d.revisions.to[r] },
 		func(l clientv3.LeaseID) clientv3.LeaseID { return d.leases[l] },
 	}
@@ -313,7 +313,7 @@ func (d *differential) drawTxn(t *rapid.T, depth int) func(side) clientv3.Op {
 }
 
 func (d *differential) do(t *rapid.T, op func(side) clientv3.Op) (a, b clientv3.OpResponse, ok bool) {
-	return both(t, d, func(s side) (clientv3.OpResponse, error) { return s.kv.Do(d.ctx, op(s)) })
+	return both(t, d, func(s side) (clientv3.OpResponse, error) { return s.Do(d.ctx, op(s)) })
 }
 
 func (d *differential) put(t *rapid.T) {
@@ -365,7 +365,7 @@ func (d *differential) compact(t *rapid.T) {
 		return
 	}
 	revision := d.drawRevision(t)
-	both(t, d, func(s side) (*clientv3.CompactResponse, error) { return s.kv.Compact(d.ctx, s.revision(revision)) })
+	both(t, d, func(s side) (*clientv3.CompactResponse, error) { return s.Compact(d.ctx, s.revision(revision)) })
 }
 
 // check compares all that is stored.

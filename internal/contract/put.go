@@ -89,7 +89,7 @@ var putCases = []testCase{
 		f.put("a", f.v("1"), clientv3.WithLease(lease))
 		last := f.put("b", f.v("2"), clientv3.WithLease(lease))
 		f.put("c", f.v("3"))
-		_, err := f.cli.Revoke(f.ctx, lease)
+		_, err := f.Revoke(f.ctx, lease)
 		f.NoError(err)
 		after := f.get("", clientv3.WithPrefix())
 		f.values(after.Kvs, "c", f.v("3"))
@@ -106,10 +106,10 @@ var putCases = []testCase{
 			f.EqualValues(l, kv.Lease)
 			f.EqualValues(i+2, kv.Version)
 		}
-		_, err := f.cli.Revoke(f.ctx, two)
+		_, err := f.Revoke(f.ctx, two)
 		f.NoError(err)
 		f.value("a", f.v("1"))
-		_, err = f.cli.Revoke(f.ctx, one)
+		_, err = f.Revoke(f.ctx, one)
 		f.NoError(err)
 		f.missing("a")
 	}},
@@ -124,7 +124,7 @@ var putCases = []testCase{
 		kv := f.value("a", f.v("3"))
 		f.EqualValues(lease, kv.Lease)
 		f.EqualValues(4, kv.Version)
-		_, err := f.cli.Revoke(f.ctx, lease)
+		_, err := f.Revoke(f.ctx, lease)
 		f.NoError(err)
 		f.missing("a")
 	}},

@@ -166,7 +166,7 @@ var txnCases = []testCase{
 		f.EqualValues(two, f.value("a", f.v("1")).Lease)
 		f.EqualValues(one, f.value("b", f.v("3")).Lease)
 		f.EqualValues(two, f.value("c", f.v("4")).Lease)
-		_, err := f.cli.Revoke(f.ctx, two)
+		_, err := f.Revoke(f.ctx, two)
 		f.NoError(err)
 		f.values(f.get("", clientv3.WithPrefix()).Kvs, "b", f.v("3"))
 	}},
