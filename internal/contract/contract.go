@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/kvwrap/kvwrap/internal/workload"
@@ -17,6 +18,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -34,7 +36,7 @@ type Open func(t *testing.T, cli *clientv3.Client) Stack
 // Run runs all cases, each on an empty cluster, once with values of a few bytes
 // and once with values of many.
 func Run(t *testing.T, open Open) {
-	cluster := etcdtest.Start(t, 1, nil)
+	cluster := etcdtest.Start(t, 1, func(cfg *embed.Config) { cfg.WatchProgressNotifyInterval = 50 * time.Millisecond })
 	for _, size := range []struct {
 		name  string
 		bytes int
@@ -59,7 +61,7 @@ type testCase struct {
 }
 
 // cases are those of all files of the package.
-var cases = join(putCases, getCases, streamCases, deleteCases, txnCases, compareCases, widthCases, keyCases, errorCases)
+var cases = join(putCases, getCases, streamCases, deleteCases, txnCases, compareCases, widthCases, keyCases, errorCases, watchCases)
 
 func join(all ...[]testCase) (joined []testCase) {
 	for _, cs := range all {
