@@ -61,7 +61,7 @@ type testCase struct {
 }
 
 // cases are those of all files of the package.
-var cases = join(putCases, getCases, streamCases, deleteCases, txnCases, compareCases, widthCases, keyCases, errorCases, watchCases)
+var cases = join(putCases, getCases, streamCases, deleteCases, txnCases, compareCases, widthCases, keyCases, errorCases, leaseCases, watchCases)
 
 func join(all ...[]testCase) (joined []testCase) {
 	for _, cs := range all {
