@@ -27,6 +27,9 @@ func open(cfg Config) contract.Open {
 		kv, err := NewKV(cli.KV, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
-		return contract.Stack{KV: kv, Lease: kv.stage.Lease(cli.Lease)}
+		return contract.Stack{
+			KV:    kv,
+			Lease: kv.stage.Lease(cli.Lease),
+		}
 	}
 }
