@@ -25,7 +25,7 @@ func TestContract(t *testing.T) {
 		kv, err := Install(cli, Config{})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
-		return contract.Stack{KV: cli.KV, Lease: cli.Lease}
+		return contract.Stack{KV: cli.KV, Watcher: cli.Watcher, Lease: cli.Lease}
 	})
 }
 

@@ -28,8 +28,9 @@ func open(cfg Config) contract.Open {
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
 		return contract.Stack{
-			KV:    kv,
-			Lease: kv.stage.Lease(cli.Lease),
+			KV:      kv,
+			Watcher: kv.stage.Watcher(cli.Watcher),
+			Lease:   kv.stage.Lease(cli.Lease),
 		}
 	}
 }
