@@ -1,6 +1,7 @@
 package chunker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -135,14 +136,18 @@ func (c Config) filled() (Config, format.Keyspace, error) {
 	if c.Lease == nil && !c.ReadOnly {
 		errs = append(errs, fmt.Errorf("%w: Lease is nil: set it to the client's, or set ReadOnly", ErrConfig))
 	}
-	if c.ReservedPrefix == "" {
-		c.ReservedPrefix = defaultReservedPrefix
-	}
-	space, err := format.NewKeyspace(c.ReservedPrefix)
+	c.ReservedPrefix = cmp.Or(c.ReservedPrefix, defaultReservedPrefix)
+	space, err := c.space()
+	return c, space, errors.Join(append(errs, err)...)
+}
+
+// space returns the part of the key space that is reserved for chunks.
+func (c Config) space() (format.Keyspace, error) {
+	space, err := format.NewKeyspace(cmp.Or(c.ReservedPrefix, defaultReservedPrefix))
 	if err != nil {
-		errs = append(errs, fmt.Errorf("%w: %w", ErrConfig, err))
+		return space, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	return c, space, errors.Join(errs...)
+	return space, nil
 }
 
 // cut returns the cutting parameters for a value of the given length, no chunk

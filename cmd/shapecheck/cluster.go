@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -58,4 +64,53 @@ func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
 	}
 	cfg.TLS = tls
 	return cfg, nil
+}
+
+// connect returns a client of the cluster, a member of which has answered. It may
+// send requests of up to sendBytes, 0 for the default.
+func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Client, error) {
+	switch {
+	case len(f.endpoints) == 0 || slices.Contains(f.endpoints, ""):
+		return nil, usagef("--endpoints %q: give the client addresses of the cluster", f.endpoints)
+	case f.dialTimeout <= 0:
+		return nil, usagef("--dial-timeout %v: give a time", f.dialTimeout)
+	}
+	cfg, err := f.config(sendBytes)
+	if err != nil {
+		return nil, err
+	}
+	cli, err := newClient(cfg)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, f.dialTimeout)
+		defer cancel()
+		if _, err = cli.Get(ctx, "\x00", clientv3.WithCountOnly()); errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
+			err = nil // it has answered
+		}
+		if err != nil {
+			cli.Close()
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?", f.endpoints, err)
+	}
+	return cli, err
+}
+
+// spaceFlags say where chunks are stored.
+type spaceFlags struct{ reservedPrefix string }
+
+func (f *spaceFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.reservedPrefix, "reserved-prefix", `\x00kvw/`, `Config.ReservedPrefix of the cluster's clients, as between the quotes of a Go string`)
+}
+
+func (f *spaceFlags) keyspace() (format.Keyspace, error) {
+	prefix, err := strconv.Unquote(`"` + f.reservedPrefix + `"`)
+	if err != nil {
+		return format.Keyspace{}, usagef("--reserved-prefix %s: %w", f.reservedPrefix, err)
+	}
+	space, err := format.NewKeyspace(prefix)
+	if err != nil {
+		return space, usagef("--reserved-prefix: %w", err)
+	}
+	return space, nil
 }

@@ -28,7 +28,12 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata"})
+	auth, root := etcdtest.StartAuth(t)
+	auth.AddUser(t, root, "gateway", etcdtest.Permission{Key: "stats/", RangeEnd: "stats0", Type: clientv3.PermissionType(clientv3.PermRead)})
+	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(env *testscript.Env) error {
+		env.Setenv("AUTH_ENDPOINTS", strings.Join(auth.Endpoints(), ","))
+		return nil
+	}})
 }
 
 // shapecheck runs the command in this process.

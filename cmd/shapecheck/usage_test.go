@@ -36,6 +36,11 @@ func TestUsage(t *testing.T) {
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "-3s"}, `--dial-timeout -3s`},
 		{[]string{"demo", "--user", "root"}, `--user is for --endpoints, which is not set`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--password", "x"}, `--password without --user`},
+		{[]string{"roles"}, `--endpoints []: give the client addresses`},
+		{[]string{"roles", "--endpoints", "127.0.0.1:1,"}, `give the client addresses`},
+		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "0s"}, `--dial-timeout 0s: give a time`},
+		{[]string{"roles", "--reserved-prefix", `\x0`}, `--reserved-prefix \x0: invalid syntax`},
+		{[]string{"roles", "--reserved-prefix", `\xff`}, `--reserved-prefix: reserved prefix "\xff" has no byte but 0xff`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--cert", "x"}, `--cert "x" and --key "": set both or neither`},
 	} {
 		code, stdout, stderr := shapecheck(t, c.args...)
@@ -49,6 +54,8 @@ func TestUsage(t *testing.T) {
 		says string
 	}{
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded: is it the client address`},
+		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
+		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms", "--user", "root:x"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
 		{[]string{"demo", "--endpoints", "https://127.0.0.1:1", "--cacert", "/none"}, `TLS: open /none`},
 	} {
 		code, _, stderr := shapecheck(t, c.args...)
