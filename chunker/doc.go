@@ -48,7 +48,8 @@
 //     commit.go sends the write, evidence.go reads what is stored when it failed.
 //   - sweep.go deletes what writes have left behind, sweeper.go sees to it that
 //     one sweep runs at a time.
-//   - limits.go learns what the server allows.
+//   - limits.go learns what the server allows, permission.go what it does not
+//     allow the user.
 //
 // What is stored is the business of the package internal/format, and of
 // docs/format.md. docs/design.md walks through the races.

@@ -120,6 +120,32 @@ func (e *TxnTooWideError) Error() string {
 
 func (e *TxnTooWideError) Unwrap() error { return rpctypes.ErrTooManyOps }
 
+// PermissionError says that etcd refused to a user a request that it would have
+// allowed a client without chunks: the role lacks a permission on the range of the
+// chunks, or the one to read a key that it may write. Nothing was written, unless it
+// is in an AppliedError. It matches rpctypes.ErrPermissionDenied. Where etcd would have
+// refused the request in any case its own error is returned.
+type PermissionError struct {
+	Key, RangeEnd []byte // that the request is for, as in etcd's requests
+	Need          string // "read", "write" or "readwrite", as etcdctl names it
+	From, To      string // the keys that the permission is needed on: [From, To), or From alone
+}
+
+func (e *PermissionError) Error() string {
+	on := fmt.Sprintf("the keys from %q to %q, where their chunks are stored", e.From, e.To)
+	remedy := `run "shapecheck roles --apply" as root, or grant the range of Config.ChunkRange`
+	if e.To == "" {
+		on, remedy = "the key, since a large value is put under a comparison with what is there", "grant readwrite in place of write"
+	}
+	what := fmt.Sprintf("key %q", e.Key)
+	if len(e.RangeEnd) > 0 {
+		what = fmt.Sprintf("keys from %q to %q", e.Key, e.RangeEnd)
+	}
+	return fmt.Sprintf("chunker: permission denied: %s: the user needs %s permission on %s: %s", what, e.Need, on, remedy)
+}
+
+func (e *PermissionError) Unwrap() error { return rpctypes.ErrPermissionDenied }
+
 // ContentionError says that a transaction was given up because, at each of many
 // attempts, others wrote what it depends on. Nothing was written.
 type ContentionError struct{ Attempts int }

@@ -34,7 +34,7 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 		if r.Revision == 0 && !filtered(r) {
 			resp, err := s.readKnown(ctx, r, known)
 			if !overtaken(err) {
-				return resp, err
+				return resp, s.denied(ctx, asTxn(r), err)
 			}
 			rereads++
 		}
@@ -52,11 +52,11 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 			return resp, nil
 		}
 		if !overtaken(err) {
-			return nil, err
+			return nil, s.denied(ctx, asTxn(r), err)
 		}
 		rereads++
 	}
-	w := newWrite(s, &pb.TxnRequest{Success: []*pb.RequestOp{wire.Range(r)}})
+	w := newWrite(s, asTxn(r))
 	w.rereads = rereads
 	resp, err := w.run(ctx)
 	if err != nil {
@@ -65,6 +65,10 @@ func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 	found := resp.Responses[0].GetResponseRange()
 	found.Header = resp.Header
 	return found, nil
+}
+
+func asTxn(r *pb.RangeRequest) *pb.TxnRequest {
+	return &pb.TxnRequest{Success: []*pb.RequestOp{wire.Range(r)}}
 }
 
 // snapshotOf returns where r found resp.

@@ -101,6 +101,7 @@ func (st *stream) Recv() (*pb.RangeStreamResponse, error) {
 		}
 	}
 	if err != nil {
+		err = st.stage.denied(st.ctx, asTxn(st.req), err)
 		st.cancel()
 		return nil, err
 	}

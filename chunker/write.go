@@ -85,7 +85,7 @@ func (w *write) run(ctx context.Context) (*pb.TxnResponse, error) {
 			attempt = w.guarded
 		}
 		if resp, err := attempt(ctx); !errors.Is(err, errAgain) {
-			return resp, err
+			return resp, w.s.denied(ctx, w.req, err)
 		}
 	}
 }

@@ -5,12 +5,12 @@ import (
 	"testing"
 
 	"github.com/kvwrap/kvwrap"
+	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/authpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -75,7 +75,8 @@ func TestRoles(t *testing.T) {
 		_, err := cli.Put(t.Context(), "stats/k", workload.Incompressible(300<<10, "v"))
 		return err
 	}
-	require.ErrorIs(t, put(), rpctypes.ErrPermissionDenied)
+	var missing *chunker.PermissionError
+	require.ErrorAs(t, put(), &missing)
 
 	flags := []string{"--endpoints", strings.Join(cluster.Endpoints(), ","), "--user", "root:root"}
 	roles := func(args ...string) string {
@@ -90,7 +91,7 @@ other     readwrite    "other"                ["\x00kvw/other", "\x00kvw/other\x
 
 Missing permissions: 2. Run again with --apply to grant them.
 `, roles())
-	require.ErrorIs(t, put(), rpctypes.ErrPermissionDenied)
+	require.ErrorAs(t, put(), &missing)
 	require.Contains(t, roles("--apply", "--role", "gateway"), "\nGranted. Permissions: 1.\n")
 	require.NoError(t, put())
 	require.Equal(t, "No permission on chunks is missing. Roles: 1.\n", roles("--role", "gateway"))
