@@ -175,7 +175,8 @@ func (d *demo) onCluster(ctx context.Context, p *progress) (r *result, err error
 	}
 	defer owner.Close()
 	p.say("asking %v for room", cfg.Endpoints)
-	if err := d.room(ctx, owner, d.cluster.dialTimeout); err != nil {
+	most := (d.publishes + 1) * d.pipelines * 2 * 2200 // bytes, on both sides
+	if err := room(ctx, owner, d.cluster.dialTimeout, most, "choose less --publishes or --pipelines"); err != nil {
 		return nil, err
 	}
 	prefix := fmt.Sprintf("kvwrap-demo/%s/", scratchName())

@@ -12,7 +12,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -30,7 +32,10 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	auth, root := etcdtest.StartAuth(t)
 	auth.AddUser(t, root, "gateway", etcdtest.Permission{Key: "stats/", RangeEnd: "stats0", Type: clientv3.PermissionType(clientv3.PermRead)})
+	w := newWrapped(t, chunker.Config{}, nil)
+	w.put("k", workload.Text(200e3, "v"))
 	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: func(env *testscript.Env) error {
+		env.Setenv("ENDPOINTS", strings.Join(w.cluster.Endpoints(), ","))
 		env.Setenv("AUTH_ENDPOINTS", strings.Join(auth.Endpoints(), ","))
 		return nil
 	}})
@@ -182,5 +187,5 @@ func TestDemoKeepsOffAFullCluster(t *testing.T) {
 	cluster := etcdtest.Start(t, 1, func(cfg *embed.Config) { cfg.QuotaBackendBytes = 16 << 20 })
 	code, _, stderr := shapecheck(t, "demo", "--endpoints", cluster.Endpoints()[0])
 	require.Equal(t, exitFailed, code)
-	require.Contains(t, stderr, "a quota of 16.78 MB: the demo would write up to 33.88 MB: choose less --publishes or --pipelines")
+	require.Contains(t, stderr, "a quota of 16.78 MB, and up to 33.88 MB would be written: choose less --publishes or --pipelines")
 }

@@ -153,12 +153,11 @@ func (s *side) state(ctx context.Context) (st state, err error) {
 // defaultQuota is --quota-backend-bytes of etcd where it is not set.
 const defaultQuota = 2 << 30
 
-// room returns an error where the demo could take a member of the cluster near its
-// quota, or where none answers within the time.
-func (d *demo) room(ctx context.Context, cli *clientv3.Client, timeout time.Duration) error {
+// room returns an error, with a remedy, where so many bytes more could take a member
+// of the cluster near its quota, or where none answers within the time.
+func room(ctx context.Context, cli *clientv3.Client, timeout time.Duration, bytes int, remedy string) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	need := int64(d.publishes+1) * int64(d.pipelines) * 2 * 2200 // both sides, at the most
 	for _, endpoint := range cli.Endpoints() {
 		st, err := cli.Status(ctx, endpoint)
 		if err != nil {
@@ -168,9 +167,9 @@ func (d *demo) room(ctx context.Context, cli *clientv3.Client, timeout time.Dura
 		if quota == 0 { // etcd 3.5 does not say
 			quota = defaultQuota
 		}
-		if st.DbSize+need > quota*8/10 {
-			return fmt.Errorf("%s has a database of %s and a quota of %s: the demo would write up to %s: choose less --publishes or --pipelines",
-				endpoint, bytesOf(int(st.DbSize)), bytesOf(int(quota)), bytesOf(int(need)))
+		if st.DbSize+int64(bytes) > quota*8/10 {
+			return fmt.Errorf("%s has a database of %s and a quota of %s, and up to %s would be written: %s",
+				endpoint, bytesOf(int(st.DbSize)), bytesOf(int(quota)), bytesOf(bytes), remedy)
 		}
 	}
 	return nil

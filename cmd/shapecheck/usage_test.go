@@ -39,6 +39,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"roles"}, `--endpoints []: give the client addresses`},
 		{[]string{"roles", "--endpoints", "127.0.0.1:1,"}, `give the client addresses`},
 		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "0s"}, `--dial-timeout 0s: give a time`},
+		{[]string{"unwrap", "--endpoints", ""}, `--endpoints []: give the client addresses`},
+		{[]string{"unwrap", "k"}, `unwrap takes no arguments`},
 		{[]string{"roles", "--reserved-prefix", `\x0`}, `--reserved-prefix \x0: invalid syntax`},
 		{[]string{"roles", "--reserved-prefix", `\xff`}, `--reserved-prefix: reserved prefix "\xff" has no byte but 0xff`},
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--cert", "x"}, `--cert "x" and --key "": set both or neither`},
