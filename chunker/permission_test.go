@@ -425,3 +425,27 @@ func TestARoleThatMayOnlyWrite(t *testing.T) {
 	require.ErrorContains(t, err, "grant readwrite in place of write")
 	require.Zero(t, len(e.stored()))
 }
+
+// TestWatchersNeedTheChunksToo watches a large value with permission on its chunks
+// and without.
+func TestWatchersNeedTheChunksToo(t *testing.T) {
+	e := newAuthEnv(t)
+	value := text(200<<10, "value")
+	for _, chunks := range []bool{true, false} {
+		name := fmt.Sprint("chunks ", chunks)
+		kv := e.user(name, chunks, may(mayRead, "a", "b"))
+		watch := kv.stage.Watcher(e.cluster.ClientAs(t, name).Watcher).Watch(e.ctx, "a", clientv3.WithRange("b"))
+		e.put("a", "small")
+		require.Equal(t, "small", string(e.next(watch).Events[0].Kv.Value))
+		e.put("a", value)
+		resp := e.next(watch)
+		if chunks {
+			require.True(t, value == string(resp.Events[0].Kv.Value))
+			continue
+		}
+		require.True(t, resp.Canceled)
+		require.ErrorContains(t, resp.Err(), "the user needs read permission on the keys from")
+		_, open := <-watch
+		require.False(t, open)
+	}
+}

@@ -192,7 +192,8 @@ func (t *watch) fail(revision int64, err error) {
 	case compacted(err):
 		t.endCompacted(revision)
 	default:
-		t.cancelled(err)
+		asked := &pb.RangeRequest{Key: []byte(t.key), RangeEnd: []byte(t.end)}
+		t.cancelled(t.w.s.denied(t.ctx, asTxn(asked), err))
 	}
 }
 
