@@ -282,6 +282,27 @@ func TestARoleWithoutItsChunkRange(t *testing.T) {
 	})
 }
 
+// TestAPermissionThatIsRevoked is missed by a client that knows where the chunks are.
+func TestAPermissionThatIsRevoked(t *testing.T) {
+	e := newAuthEnv(t)
+	kv := e.user("app", true, may(mayReadWrite, "app/", "app0"))
+	value := text(300<<10, "v")
+	_, err := kv.Put(e.ctx, "app/k", value)
+	require.NoError(t, err)
+	from, to, err := Config{}.ChunkRange("app/", "app0")
+	require.NoError(t, err)
+	_, err = e.cli.RoleRevokePermission(e.ctx, "app", from, to)
+	require.NoError(t, err)
+	var missing *PermissionError
+	_, err = kv.Get(e.ctx, "app/k")
+	require.ErrorAs(t, err, &missing)
+	require.Equal(t, "read", missing.Need)
+	_, err = kv.Put(e.ctx, "app/k", "small")
+	require.ErrorAs(t, err, &missing)
+	require.Equal(t, "write", missing.Need)
+	e.holds("app/k", value)
+}
+
 // TestAppliedButNotRead writes in a transaction that reads what the user may not.
 func TestAppliedButNotRead(t *testing.T) {
 	e := newAuthEnv(t)

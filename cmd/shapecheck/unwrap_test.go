@@ -225,6 +225,37 @@ func TestUnwrapMeanwhile(t *testing.T) {
 	require.Contains(t, stdout, "Unwrapped: values: 1,")
 }
 
+// overtaking is a KV that is slow to read: something is done before it answers.
+type overtaking struct {
+	clientv3.KV
+	do func()
+}
+
+func (o overtaking) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	resp, err := o.KV.Get(ctx, key, opts...)
+	o.do()
+	return resp, err
+}
+
+// TestUnwrapOvertaken has another write between the read of a value and its put.
+func TestUnwrapOvertaken(t *testing.T) {
+	w := newWrapped(t, chunker.Config{}, nil)
+	space, err := (&spaceFlags{reservedPrefix: `\x00kvw/`}).keyspace()
+	require.NoError(t, err)
+	w.put("k", workload.Text(300<<10, "0"))
+	found, err := w.plain.Get(t.Context(), "k")
+	require.NoError(t, err)
+	writes := 0
+	u := &unwrapping{space: space, stored: w.plain, whole: overtaking{w.cli, func() {
+		if writes++; writes < 4 {
+			w.put("k", workload.Text(300<<10, fmt.Sprint(writes)))
+		}
+	}}}
+	require.NoError(t, u.unwrap(t.Context(), found.Kvs[0]))
+	w.requireAll(map[string]string{"k": workload.Text(300<<10, "3")})
+	require.Equal(t, 1, u.done.values)
+}
+
 func TestUnwrapInterrupted(t *testing.T) {
 	w := newWrapped(t, chunker.Config{Threshold: 100}, nil)
 	want := make(map[string]string)
