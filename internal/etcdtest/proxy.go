@@ -1,0 +1,145 @@
+package etcdtest
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+// Proxy stands between clients and one member, and can come between them. It is
+// safe for concurrent use.
+type Proxy struct {
+	listener net.Listener
+	target   string
+	refusing atomic.Bool
+	running  sync.WaitGroup
+
+	mu     sync.Mutex
+	links  map[*link]bool
+	closed bool
+}
+
+// link is a connection of a client's and the one to the member that it is passed
+// on to.
+type link struct {
+	client, member net.Conn
+	losing         atomic.Bool // the next answer
+}
+
+func (l *link) cut() {
+	l.client.Close()
+	l.member.Close()
+}
+
+// NewProxy returns a proxy for the member at the given address, on a port of the
+// loopback interface.
+func NewProxy(target string) (*Proxy, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{listener: l, target: target, links: make(map[*link]bool)}
+	p.running.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.running.Go(func() { p.serve(conn) })
+		}
+	})
+	return p, nil
+}
+
+// Address returns where clients connect to.
+func (p *Proxy) Address() string { return p.listener.Addr().String() }
+
+// Cut ends all connections.
+func (p *Proxy) Cut() { p.each((*link).cut) }
+
+// Refuse refuses connections that are made from now on, or accepts them again.
+func (p *Proxy) Refuse(refuse bool) { p.refusing.Store(refuse) }
+
+// LoseAnswers ends each connection when the member answers next on it, in place
+// of that answer: what was asked is done, or not, and the client cannot know.
+func (p *Proxy) LoseAnswers() { p.each(func(l *link) { l.losing.Store(true) }) }
+
+// Close ends all connections and refuses new ones.
+func (p *Proxy) Close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.listener.Close()
+	p.Cut()
+	p.running.Wait()
+}
+
+func (p *Proxy) each(f func(*link)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		f(l)
+	}
+}
+
+// serve passes on what comes and goes over the connection of a client, until
+// either side ends.
+func (p *Proxy) serve(client net.Conn) {
+	defer client.Close()
+	if p.refusing.Load() {
+		return
+	}
+	member, err := net.Dial("tcp", p.target)
+	if err != nil {
+		return
+	}
+	l := &link{client: client, member: member}
+	defer l.cut()
+	if !p.add(l) {
+		return
+	}
+	defer p.remove(l)
+	p.running.Go(func() {
+		defer l.cut()
+		io.Copy(member, client)
+	})
+	l.answers()
+}
+
+func (p *Proxy) add(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.links[l] = true
+	return !p.closed
+}
+
+func (p *Proxy) remove(l *link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.links, l)
+}
+
+// answers passes on what the member sends, one HTTP/2 frame at a time: 3 bytes of
+// length, one of type, 5 of others, and the payload. Answers are in frames of the
+// types DATA and HEADERS, the others keep the connection going.
+func (l *link) answers() {
+	const data, headers = 0, 1
+	var head [9]byte
+	for {
+		if _, err := io.ReadFull(l.member, head[:]); err != nil {
+			return
+		}
+		if kind := head[3]; (kind == data || kind == headers) && l.losing.Load() {
+			return
+		}
+		if _, err := l.client.Write(head[:]); err != nil {
+			return
+		}
+		length := binary.BigEndian.Uint32(head[:4]) >> 8
+		if _, err := io.CopyN(l.client, l.member, int64(length)); err != nil {
+			return
+		}
+	}
+}
