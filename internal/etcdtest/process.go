@@ -86,16 +86,6 @@ func (p *Process) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
 // Continue lets a paused process go on.
 func (p *Process) Continue() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Alive reports whether the process has not ended yet.
-func (p *Process) Alive() bool {
-	select {
-	case <-p.done:
-		return false
-	default:
-		return true
-	}
-}
-
 // Kill ends the process at once, paused or not, and waits until it has ended.
 // Killing twice is fine.
 func (p *Process) Kill() {

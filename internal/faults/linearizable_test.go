@@ -1,0 +1,45 @@
+//go:build unix
+
+package faults
+
+import (
+	"flag"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	durationFlag = flag.Duration("faults.duration", 15*time.Second, "how long TestLinearizable loads the cluster")
+	seedFlag     = flag.Uint64("faults.seed", 0, "chooses operations and faults of TestLinearizable; 0 is a random one")
+)
+
+// TestLinearizable has clients and writer processes work on few keys through
+// kvwrap, while members are killed and paused, connections are cut, answers are
+// lost and writers die. Afterwards all that was answered has to agree with what
+// etcd says has happened, and nothing may be left of what has failed.
+func TestLinearizable(t *testing.T) {
+	duration, seed := *durationFlag, *seedFlag
+	if testing.Short() {
+		duration = min(duration, 5*time.Second)
+	}
+	for seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-faults.seed %d", seed)
+	r := newRun(t, seed)
+	r.load(duration)
+	pause := r.h.longestPause()
+	violations := r.verdict()
+	left := r.sweep()
+
+	var summary strings.Builder
+	r.h.table(&summary)
+	r.nemesis.table(&summary)
+	t.Logf("seed %d, %v of load\n%s%d of the unknown writes were applied; the watch has missed %d compactions; longest time without progress %.1f s; violations %d, orphans %d",
+		seed, duration, &summary, r.h.appliedUnknown(), len(r.watching.gaps), pause.Seconds(), violations, left)
+	require.Zero(t, violations+left, "-faults.seed %d", seed)
+}
