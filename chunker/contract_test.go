@@ -1,19 +1,25 @@
 package chunker
 
 import (
+	"context"
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/contract"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // everything chunks every value of one byte or more, into tiny chunks.
 var everything = Config{Threshold: 1, ChunkBytes: minChunkBytes}
 
-func TestContractByDefault(t *testing.T) { contract.Run(t, open(Config{})) }
+func TestContractByDefault(t *testing.T) {
+	t.Parallel()
+	contract.Run(t, open(Config{}))
+}
 
 func TestContractEverything(t *testing.T) {
+	t.Parallel()
 	cfg := everything
 	if testing.Short() {
 		cfg.ChunkBytes = 2 << 10 // the race detector makes hundreds of chunks a value slow
@@ -31,6 +37,16 @@ func open(cfg Config) contract.Open {
 			KV:      kv,
 			Watcher: kv.stage.Watcher(cli.Watcher),
 			Lease:   kv.stage.Lease(cli.Lease),
+			Disturb: func(ctx context.Context) error { return loseSession(ctx, kv.stage, cli) },
 		}
 	}
+}
+
+// loseSession revokes the lease of unfinished writes, as if it had expired in a
+// partition.
+func loseSession(ctx context.Context, s *Stage, cli *clientv3.Client) error {
+	if _, err := cli.Revoke(ctx, s.session.held()); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
+		return err
+	}
+	return nil
 }

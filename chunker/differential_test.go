@@ -7,6 +7,7 @@ import (
 )
 
 func TestDifferential(t *testing.T) {
+	t.Parallel()
 	t.Run("default", func(t *testing.T) { contract.Differential(t, open(Config{}), open(Config{})) })
 	t.Run("everything", func(t *testing.T) { contract.Differential(t, open(everything), open(everything)) })
 	t.Run("mixed", func(t *testing.T) {

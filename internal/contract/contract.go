@@ -28,6 +28,15 @@ type Stack struct {
 	clientv3.KV
 	clientv3.Watcher
 	clientv3.Lease
+
+	// Disturb, where it is set, does something that no answer may depend on: a
+	// sweep, a session that is lost. Differential calls it between other calls.
+	Disturb func(context.Context) error
+}
+
+// Plain returns the client's own.
+func Plain(cli *clientv3.Client) Stack {
+	return Stack{KV: cli.KV, Watcher: cli.Watcher, Lease: cli.Lease}
 }
 
 // Open returns what is under test, over a client of its own.

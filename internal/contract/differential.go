@@ -17,86 +17,100 @@ import (
 )
 
 // Differential runs random sequences of calls on etcd's own client and, on
-// another cluster, on stacks under test, and compares the answers. They must be
-// equal up to a renaming of revisions that keeps their order. Several stacks take
-// turns, each over a client of its own, so that what one of them knows of a key
-// is often out of date.
+// another cluster, on stacks under test, and compares the answers, and what
+// watches tell. They must be equal up to a renaming of revisions that keeps their
+// order. Several stacks take turns, each over a client of its own, so that what
+// one of them knows of a key is often out of date; and so does a plain client that
+// knows of none of them.
 func Differential(t *testing.T, open ...Open) {
 	plain, other := etcdtest.Start(t, 1, nil), etcdtest.Start(t, 1, nil)
-	d := &differential{plain: plain.Client(t), leases: make(map[clientv3.LeaseID]clientv3.LeaseID)}
+	d := &differential{plain: Plain(plain.Client(t)), stranger: Plain(other.Client(t))}
 	for _, o := range open {
-		cli := other.Client(t)
-		d.others = append(d.others, o(t, cli))
-		d.other = cli
+		d.others = append(d.others, o(t, other.Client(t)))
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		plain.Wipe(t)
 		other.Wipe(t)
 		d.reset(t, rt)
+		defer d.cancel()
 		rt.Repeat(map[string]func(*rapid.T){
-			"put":     d.put,
-			"get":     d.get,
-			"delete":  d.delete,
-			"txn":     d.txn,
-			"grant":   d.grant,
-			"revoke":  d.revoke,
-			"compact": d.compact,
-			"":        d.check,
+			"put":      d.put,
+			"get":      d.get,
+			"delete":   d.delete,
+			"txn":      d.txn,
+			"watch":    d.watch,
+			"grant":    d.grant,
+			"revoke":   d.revoke,
+			"attached": d.attached,
+			"compact":  d.compact,
+			"stranger": d.writeAsStranger,
+			"disturb":  d.disturb,
+			"":         d.check,
 		})
+		d.readWatches(rt)
 	})
 }
 
 type differential struct {
-	plain  *clientv3.Client
-	others []Stack
-	other  *clientv3.Client // for leases
+	plain    Stack
+	others   []Stack
+	stranger Stack // a plain client of the cluster of the others
 
 	ctx       context.Context
-	leases    map[clientv3.LeaseID]clientv3.LeaseID // of plain, to those of other
+	cancel    context.CancelFunc
+	leases    map[clientv3.LeaseID]clientv3.LeaseID // of plain, to those of the others
 	leaseIDs  []clientv3.LeaseID
 	revisions renaming
+	compacted pair
+	watches   []*pairOfWatches
 }
 
+// pair is what is the same on both sides under different names.
+type pair struct{ plain, other int64 }
+
 func (d *differential) reset(t *testing.T, rt *rapid.T) {
-	d.ctx = t.Context()
+	d.ctx, d.cancel = context.WithCancel(t.Context())
 	d.leases = map[clientv3.LeaseID]clientv3.LeaseID{0: 0}
 	d.leaseIDs = []clientv3.LeaseID{0}
-	d.revisions = renaming{to: map[int64]int64{}}
+	d.revisions = renaming{to: map[int64]int64{}, loose: map[int64]bool{}}
+	d.compacted, d.watches = pair{}, nil
 	// Where both begin, which neither has compacted.
 	p, err := d.plain.Put(d.ctx, "a", "")
 	require.NoError(rt, err)
-	o, err := d.other.Put(d.ctx, "a", "")
+	o, err := d.stranger.Put(d.ctx, "a", "")
 	require.NoError(rt, err)
-	d.revisions.addHeader(p.Header.Revision, o.Header.Revision)
+	d.revisions.add(rt, p.Header.Revision, o.Header.Revision)
+	d.watchAll(rt)
 }
 
 // renaming maps the revisions of the plain cluster to those of the other one.
 type renaming struct {
-	to   map[int64]int64
-	from []int64 // in order
+	to    map[int64]int64
+	loose map[int64]bool // of those in to, see addHeader
+	from  []int64        // in order
 }
 
 // add notes that a is named b, which must fit in with what is known.
 func (r *renaming) add(t rapid.TB, a, b int64) {
-	if known, ok := r.to[a]; ok {
-		if known != b {
-			t.Fatalf("revision %d is named %d and %d", a, known, b)
-		}
-		return
+	i, found := slices.BinarySearch(r.from, a)
+	if !found {
+		r.from = slices.Insert(r.from, i, a)
+	} else if b != r.to[a] && !(r.loose[a] && b < r.to[a]) {
+		t.Fatalf("revision %d is named %d and %d", a, r.to[a], b)
 	}
-	i, _ := slices.BinarySearch(r.from, a)
-	if i > 0 && r.to[r.from[i-1]] >= b || i < len(r.from) && r.to[r.from[i]] <= b {
+	if i > 0 && r.to[r.from[i-1]] >= b || i+1 < len(r.from) && r.to[r.from[i+1]] <= b {
 		t.Fatalf("revision %d is named %d, which is out of order", a, b)
 	}
 	r.to[a] = b
-	r.from = slices.Insert(r.from, i, a)
+	delete(r.loose, a)
 }
 
-// addHeader notes that nothing was written on either side since a and b. A KV may
-// use revisions for itself, so that this is one of several names of a.
+// addHeader notes that nothing was written on either side since a and b. A stack
+// may use revisions for itself, so that this is one of several names of a, and b
+// may be above what was written at a.
 func (r *renaming) addHeader(a, b int64) {
 	if _, ok := r.to[a]; !ok {
-		r.to[a] = b
+		r.to[a], r.loose[a] = b, true
 		r.from = append(r.from, a) // the newest
 	}
 }
@@ -109,19 +123,25 @@ type side struct {
 }
 
 func (d *differential) sides(t *rapid.T) (plain, other side) {
-	plain = side{Stack{d.plain.KV, d.plain.Watcher, d.plain.Lease}, func(r int64) int64 { return r }, func(l clientv3.LeaseID) clientv3.LeaseID { return l }}
-	other = side{
-		d.others[rapid.IntRange(0, len(d.others)-1).Draw(t, "client")],
-		func(r int64) int64 { return d.revisions.to[r] },
-		func(l clientv3.LeaseID) clientv3.LeaseID { return d.leases[l] },
-	}
-	return plain, other
+	return d.onPlain(), d.on(d.others[rapid.IntRange(0, len(d.others)-1).Draw(t, "client")])
+}
+
+func (d *differential) onPlain() side {
+	return side{d.plain, func(r int64) int64 { return r }, func(l clientv3.LeaseID) clientv3.LeaseID { return l }}
+}
+
+func (d *differential) on(s Stack) side {
+	return side{s, func(r int64) int64 { return d.revisions.to[r] }, func(l clientv3.LeaseID) clientv3.LeaseID { return d.leases[l] }}
 }
 
 // both makes a call on both sides and compares the errors. It reports whether
 // there was none.
 func both[R any](t *rapid.T, d *differential, call func(side) (R, error)) (a, b R, ok bool) {
 	plain, other := d.sides(t)
+	return between(t, plain, other, call)
+}
+
+func between[R any](t *rapid.T, plain, other side, call func(side) (R, error)) (a, b R, ok bool) {
 	a, errA := call(plain)
 	b, errB := call(other)
 	if errA == nil && errB == nil {
@@ -203,7 +223,8 @@ func (d *differential) drawPut(t *rapid.T) func(side) clientv3.Op {
 	}
 }
 
-func (d *differential) drawGet(t *rapid.T) func(side) clientv3.Op {
+// drawRead returns the arguments of a get as either side makes it.
+func (d *differential) drawRead(t *rapid.T) func(side) (string, []clientv3.OpOption) {
 	key, opts := drawKey(t), drawRange(t, someEnds)
 	if oneIn(t, 3, "limited") {
 		opts = append(opts, clientv3.WithLimit(rapid.Int64Range(1, 4).Draw(t, "limit")))
@@ -229,7 +250,15 @@ func (d *differential) drawGet(t *rapid.T) func(side) clientv3.Op {
 		}).Draw(t, "option")
 		with = func(s side) []clientv3.OpOption { return []clientv3.OpOption{option(s.revision(revision))} }
 	}
-	return func(s side) clientv3.Op { return clientv3.OpGet(key, slices.Concat(opts, with(s))...) }
+	return func(s side) (string, []clientv3.OpOption) { return key, slices.Concat(opts, with(s)) }
+}
+
+func (d *differential) drawGet(t *rapid.T) func(side) clientv3.Op {
+	read := d.drawRead(t)
+	return func(s side) clientv3.Op {
+		key, opts := read(s)
+		return clientv3.OpGet(key, opts...)
+	}
 }
 
 func (d *differential) drawDelete(t *rapid.T, ends []string) func(side) clientv3.Op {
@@ -335,17 +364,44 @@ func (d *differential) txn(t *rapid.T) {
 }
 
 func (d *differential) get(t *rapid.T) {
-	op := d.drawGet(t)
-	if a, b, ok := d.do(t, op); ok {
-		d.sameRange(t, (*pb.RangeResponse)(a.Get()), (*pb.RangeResponse)(b.Get()))
+	read, stream := d.drawRead(t), oneIn(t, 3, "stream")
+	a, b, ok := both(t, d, func(s side) (*clientv3.GetResponse, error) {
+		key, opts := read(s)
+		if !stream {
+			return s.Get(d.ctx, key, opts...)
+		}
+		ch, err := s.GetStream(d.ctx, key, opts...)
+		if err != nil {
+			return nil, err
+		}
+		return clientv3.GetStreamToGetResponse(ch)
+	})
+	if ok {
+		d.sameRange(t, (*pb.RangeResponse)(a), (*pb.RangeResponse)(b))
+	}
+}
+
+// writeAsStranger has a plain client put a small value, or delete a key, on both
+// sides.
+func (d *differential) writeAsStranger(t *rapid.T) {
+	key, value, lease := drawKey(t), rapid.SampledFrom([]string{"", "m", "z"}).Draw(t, "value"), d.drawLease(t)
+	deletes := oneIn(t, 3, "delete")
+	between(t, d.onPlain(), d.on(d.stranger), func(s side) (clientv3.OpResponse, error) {
+		if deletes {
+			return s.Do(d.ctx, clientv3.OpDelete(key))
+		}
+		return s.Do(d.ctx, clientv3.OpPut(key, value, clientv3.WithLease(s.lease(lease))))
+	})
+}
+
+func (d *differential) disturb(t *rapid.T) {
+	if _, other := d.sides(t); other.Disturb != nil {
+		require.NoError(t, other.Disturb(d.ctx))
 	}
 }
 
 func (d *differential) grant(t *rapid.T) {
-	a, err := d.plain.Grant(d.ctx, 6000)
-	require.NoError(t, err)
-	b, err := d.other.Grant(d.ctx, 6000)
-	require.NoError(t, err)
+	a, b, _ := both(t, d, func(s side) (*clientv3.LeaseGrantResponse, error) { return s.Grant(d.ctx, 6000) })
 	d.leases[a.ID] = b.ID
 	d.leaseIDs = append(d.leaseIDs, a.ID)
 }
@@ -355,9 +411,20 @@ func (d *differential) revoke(t *rapid.T) {
 	if l == 0 || !oneIn(t, 2, "revoke") {
 		return
 	}
-	_, errA := d.plain.Revoke(d.ctx, l)
-	_, errB := d.other.Revoke(d.ctx, d.leases[l])
-	require.Equal(t, errA, errB)
+	both(t, d, func(s side) (*clientv3.LeaseRevokeResponse, error) { return s.Revoke(d.ctx, s.lease(l)) })
+}
+
+// attached compares the keys that are attached to a lease, which may be revoked.
+func (d *differential) attached(t *rapid.T) {
+	l := d.drawLease(t)
+	a, b, ok := both(t, d, func(s side) (*clientv3.LeaseTimeToLiveResponse, error) {
+		return s.TimeToLive(d.ctx, s.lease(l), clientv3.WithAttachedKeys())
+	})
+	if ok {
+		require.Equal(t, a.GrantedTTL, b.GrantedTTL)
+		require.Equal(t, a.TTL < 0, b.TTL < 0)
+		require.ElementsMatch(t, a.Keys, b.Keys)
+	}
 }
 
 func (d *differential) compact(t *rapid.T) {
@@ -365,7 +432,11 @@ func (d *differential) compact(t *rapid.T) {
 		return
 	}
 	revision := d.drawRevision(t)
-	both(t, d, func(s side) (*clientv3.CompactResponse, error) { return s.Compact(d.ctx, s.revision(revision)) })
+	d.readWatches(t)
+	at := pair{revision, d.revisions.to[revision]}
+	if _, _, ok := both(t, d, func(s side) (*clientv3.CompactResponse, error) { return s.Compact(d.ctx, s.revision(revision)) }); ok {
+		d.compacted = at
+	}
 }
 
 // check compares all that is stored.
