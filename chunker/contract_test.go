@@ -37,16 +37,17 @@ func open(cfg Config) contract.Open {
 			KV:      kv,
 			Watcher: kv.stage.Watcher(cli.Watcher),
 			Lease:   kv.stage.Lease(cli.Lease),
-			Disturb: func(ctx context.Context) error { return loseSession(ctx, kv.stage, cli) },
+			Disturb: func(ctx context.Context) error { return disturb(ctx, kv.stage, cli) },
 		}
 	}
 }
 
-// loseSession revokes the lease of unfinished writes, as if it had expired in a
-// partition.
-func loseSession(ctx context.Context, s *Stage, cli *clientv3.Client) error {
+// disturb revokes the lease of unfinished writes, as if it had expired in a
+// partition, and sweeps.
+func disturb(ctx context.Context, s *Stage, cli *clientv3.Client) error {
 	if _, err := cli.Revoke(ctx, s.session.held()); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
 		return err
 	}
-	return nil
+	_, err := s.Sweep(ctx)
+	return err
 }
