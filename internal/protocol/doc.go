@@ -50,7 +50,7 @@
 //
 // A writer may take two or three tokens and is blind after two attempts. The test
 // visits 600,000 states in six seconds of one core. The wide form, in which more
-// may happen, visits 25 million in about five minutes and up to 4 GB:
+// may happen, visits 25 million in five to ten minutes, in up to 4 GB:
 //
 //	go test ./internal/protocol -run Wide -wide -timeout 1h -v
 //

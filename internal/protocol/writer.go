@@ -6,7 +6,7 @@ type writer struct {
 	phase    phase
 	outcome  outcome
 	applied  uint8 // how often its manifest was put
-	session  uint8 // the lease of its anchors, the number of it
+	session  uint8 // which of its sessions it has
 	attempts uint8 // at a commit that another write came before
 	spent    uint8 // tokens
 	lost     bool  // whether an answer was, in variants that send again
