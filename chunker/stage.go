@@ -212,8 +212,8 @@ func oversized(p *pb.PutRequest, entry int64) bool {
 }
 
 // chunkable reports whether chunks of the key fit in a proposal. Those of keys of
-// many kilobytes do not; such puts go through as they are.
+// many kilobytes do not, or would be so short that a list of them has more levels
+// than a reader accepts; such puts go through as they are.
 func (s *Stage) chunkable(key []byte) bool {
-	limit := s.chunkLimit(s.space.ChunkKeyLen(key))
-	return s.cfg.cut(0, limit, nil).Check() == nil
+	return s.chunkLimit(s.space.ChunkKeyLen(key)) >= minChunkBytes
 }

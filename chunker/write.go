@@ -434,7 +434,7 @@ func (w *write) planMove(ctx context.Context, p *plan, put *pb.PutRequest) error
 	if err != nil {
 		return err
 	}
-	if st.layout == nil || w.s.cfg.ReadOnly {
+	if st.layout == nil || w.s.cfg.ReadOnly || !w.s.chunkable(put.Key) {
 		p.guards = append(p.guards, compareMod(put.Key, st.mod))
 		p.instead[put] = &pb.PutRequest{Key: put.Key, Value: kv.Value, Lease: lease, PrevKv: put.PrevKv}
 		return nil
