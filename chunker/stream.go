@@ -141,7 +141,7 @@ func (st *stream) whole(found *pb.RangeResponse) error {
 		}
 		st.count += found.Count
 		found.Count = st.count
-		found.More = st.req.Limit > 0 && st.count > st.kvs
+		found.More = st.req.Limit > 0 && st.count > st.kvs && !st.req.CountOnly
 		if len(st.open) > 1 {
 			found.Header, found.Count, found.More = nil, 0, false
 		}

@@ -26,6 +26,8 @@ var streamCases = []testCase{
 			{clientv3.WithFromKey(), clientv3.WithLimit(4)},
 			{clientv3.WithFromKey(), clientv3.WithKeysOnly()},
 			{clientv3.WithFromKey(), clientv3.WithCountOnly()},
+			{clientv3.WithFromKey(), clientv3.WithCountOnly(), clientv3.WithLimit(2)},
+			{clientv3.WithFromKey(), clientv3.WithKeysOnly(), clientv3.WithLimit(2)},
 			{clientv3.WithFromKey(), clientv3.WithSerializable()},
 			{clientv3.WithRange("a")},
 		} {
