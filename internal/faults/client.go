@@ -56,7 +56,7 @@ func (c *client) run(ctx context.Context) {
 		pause := 10 * time.Millisecond // where nobody answers
 		switch ended := c.step(); {
 		case c.role == plain:
-			pause = 50 * time.Millisecond
+			pause = 200 * time.Millisecond
 		case ended == ok:
 			continue
 		}

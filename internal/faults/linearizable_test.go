@@ -39,7 +39,7 @@ func TestLinearizable(t *testing.T) {
 	var summary strings.Builder
 	r.h.table(&summary)
 	r.nemesis.table(&summary)
-	t.Logf("seed %d, %v of load\n%s%d of the unknown writes were applied; the watch has missed %d compactions; longest time without progress %.1f s; violations %d, orphans %d",
-		seed, duration, &summary, r.h.appliedUnknown(), len(r.watching.gaps), pause.Seconds(), violations, left)
+	t.Logf("seed %d, %v of load\n%s%d of the unknown writes were applied; %d sweeps have deleted %d chunks; the watch has missed %d compactions; longest time without progress %.1f s; violations %d, orphans %d",
+		seed, duration, &summary, r.h.appliedUnknown(), r.sweeps, r.deleted, len(r.watching.gaps), pause.Seconds(), violations, left)
 	require.Zero(t, violations+left, "-faults.seed %d", seed)
 }

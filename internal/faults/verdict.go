@@ -20,7 +20,7 @@ import (
 func (r *run) verdict() int {
 	last, err := kvwrap.New(r.direct, kvwrap.Config{})
 	require.NoError(r, err)
-	r.h.end(r, len(r.clients), performer{last, last.Lease()}, r.seen, r.watching)
+	r.h.end(r, len(r.clients)+len(r.writing), performer{last, last.Lease()}, r.seen, r.watching)
 	require.NoError(r, last.Close())
 	happened, dir := r.seen.close(), keep(r)
 	violations := r.h.check(happened)
