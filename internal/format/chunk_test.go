@@ -3,11 +3,11 @@ package format
 import (
 	"bytes"
 	"encoding/binary"
-	"math/bits"
 	"testing"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/zstd"
+	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 )
 
@@ -68,45 +68,41 @@ func TestAChunkDoesNotExpandPastItsLength(t *testing.T) {
 }
 
 // TestIdentityIsNotAChecksum makes two chunks of the same length with the same
-// xxhash64, which is easy, and sees that they are not taken for one another.
+// xxhash64, which is easy, and sees that they are not taken for one another: alone,
+// and in the middle of values that have the same xxhash64, too.
 func TestIdentityIsNotAChecksum(t *testing.T) {
-	a, b := collide(noise(4096, 5))
-	require.NotEqual(t, a, b)
-	require.Equal(t, xxhash.Sum64(a), xxhash.Sum64(b))
-	require.NotEqual(t, identify(a), identify(b))
+	for name, c := range map[string]struct {
+		value []byte
+		at    int // where the chunk is
+		cut   CutParams
+	}{
+		"the least that collides": {noise(64, 5), 0, CutParams{Min: 64, Avg: 64, Max: 64}},
+		"the only chunk":          {noise(4096, 5), 0, CutParams{Min: 4096, Avg: 4096, Max: 4096}},
+		"one among many":          {noise(64<<10, 5), 32 << 10, CutParams{Min: 4096, Avg: 4096, Max: 4096}},
+	} {
+		a, b := workload.Colliding(c.value, c.at)
+		end := c.at + c.cut.Max
+		require.NotEqual(t, a, b, name)
+		require.Equal(t, xxhash.Sum64(a), xxhash.Sum64(b), name)
+		require.Equal(t, xxhash.Sum64(a[c.at:end]), xxhash.Sum64(b[c.at:end]), name)
+		require.NotEqual(t, identify(a[c.at:end]), identify(b[c.at:end]), name)
 
-	space := testSpace(t)
-	key, cut := []byte("k"), CutParams{Min: 4096, Avg: 4096, Max: 4096}
-	first := NewDraft(space, key, a, 0, cut)
-	_, base := first.Build(nil, testListBytes)
-	second := NewDraft(space, key, b, 0, cut)
-	_, layout := second.Build(base, testListBytes)
-	require.Len(t, second.Chunks, 1, "the chunk of the other value was reused")
-	require.NotEqual(t, base.All()[0].ID, layout.All()[0].ID)
-}
-
-// collide returns b and another input with the same xxhash64. One of the four
-// lanes of xxhash64 takes eight bytes of each stripe of 32, as
-//
-//	lane = rotl(lane + input*prime2, 31) * prime1
-//
-// so that a change of the input in one stripe is undone in the next one.
-func collide(b []byte) (original, other []byte) {
-	const (
-		prime1 uint64 = 0x9E3779B185EBCA87
-		prime2 uint64 = 0xC2B2AE3D27D4EB4F
-	)
-	round := func(lane, in uint64) uint64 { return bits.RotateLeft64(lane+in*prime2, 31) * prime1 }
-	inverse := prime2 // Newton's iteration doubles the bits that are right
-	for range 6 {
-		inverse *= 2 - prime2*inverse
+		space, key := testSpace(t), []byte("k")
+		first := NewDraft(space, key, a, 0, c.cut)
+		_, base := first.Build(nil, testListBytes)
+		second := NewDraft(space, key, b, 0, c.cut)
+		stored, layout := second.Build(base, testListBytes)
+		require.Len(t, second.Chunks, 1, "%s: the chunk of the other value was reused", name)
+		require.Equal(t, base.Digest, layout.Digest, name)
+		s := store{}
+		s.add(first)
+		s.add(second)
+		require.Equal(t, b, s.read(t, stored), name)
+		// Decoded pieces of the one are no pieces of the other either.
+		_, m, err := Parse(stored, len(b))
+		require.NoError(t, err)
+		value, err := NewLayout(m).Value(Source{Plain: base.Pieces(a), Stored: s})
+		require.NoError(t, err)
+		require.Equal(t, b, value, name)
 	}
-	p1, p2 := prime1, prime2
-	lane := p1 + p2 // the first lane with seed 0
-	in := binary.LittleEndian.Uint64
-	other = bytes.Clone(b)
-	binary.LittleEndian.PutUint64(other, in(b)+1)
-	was, is := round(lane, in(b)), round(lane, in(other))
-	binary.LittleEndian.PutUint64(other[32:], in(b[32:])+(was-is)*inverse)
-	return b, other
 }
