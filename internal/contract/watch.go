@@ -361,7 +361,7 @@ var watchCases = []testCase{
 		f.watchIn(ctx, "a").ends()
 		late, cancel := context.WithTimeout(f.ctx, -time.Second)
 		defer cancel()
-		f.watchIn(late, "a", clientv3.WithRev(1)).ends()
+		f.watchIn(late, "a").ends()
 		f.put("a", f.v("3"))
 		other.sees(put("a", f.v("1")), put("a", f.v("2")), put("a", f.v("3")))
 	}},
