@@ -4,12 +4,14 @@ package etcdtest
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 )
 
 const (
@@ -80,8 +82,24 @@ func StartProcess(role, argument string) (*Process, error) {
 	return p, nil
 }
 
-// Pause stops the process where it is, until Continue.
-func (p *Process) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the process where it is, until Continue. Where the system says so it
+// has stopped when Pause returns: if its parent died before, nobody would continue
+// it.
+func (p *Process) Pause() error {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		if err != nil { // another system, or the process has ended
+			return nil
+		}
+		if _, state, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(state, []byte("T")) || bytes.HasPrefix(state, []byte("Z")) {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
 
 // Continue lets a paused process go on.
 func (p *Process) Continue() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
