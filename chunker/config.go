@@ -26,7 +26,8 @@ type Config struct {
 	// On a server with a smaller --max-request-bytes it lowers itself.
 	MaxEntryBytes int
 
-	// MaxValueBytes is the length of the largest value that is written or read.
+	// MaxValueBytes is the length of the largest value that is written, and of the
+	// largest chunked one that is read.
 	// A value is held in memory whole, twice while it is read or written.
 	// Default 16 MiB, at most 256 MiB.
 	MaxValueBytes int
@@ -46,7 +47,9 @@ type Config struct {
 
 	// ReadOnly reads chunked values but stores every value whole, as a client
 	// without kvwrap does. It is the first step of a roll-out: when all clients
-	// can read chunked values, let them write them.
+	// can read chunked values, let them write them. A large value then is one
+	// request, for which the server's --max-request-bytes and the client's
+	// MaxCallSendMsgSize have to leave room.
 	ReadOnly bool
 
 	// CacheBytes bounds the memory for what is known of recently used keys: where

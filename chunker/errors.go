@@ -80,7 +80,7 @@ type UnknownFormatError struct {
 }
 
 func (e *UnknownFormatError) Error() string {
-	return fmt.Sprintf("%v: key %q at revision %d: %s: upgrade this client", ErrUnknownFormat, e.Key, e.Revision, e.Reason)
+	return fmt.Sprintf("%v: key %q at revision %d: %s: upgrade this client, or, where no client of kvwrap's has put the value, delete it", ErrUnknownFormat, e.Key, e.Revision, e.Reason)
 }
 
 func (e *UnknownFormatError) Unwrap() error { return ErrUnknownFormat }

@@ -91,7 +91,7 @@ func (s *Stage) permits(r *pb.TxnRequest) []permit {
 			all = append(all, chunks(deleted(d), d.PrevKv, true))
 		case *pb.RequestOp_RequestPut:
 			p := op.RequestPut
-			guarded := []permit{chunks(putKey(p), true, true), {asked: putKey(p), keys: putKey(p), read: true}}
+			guarded := []permit{{asked: putKey(p), keys: putKey(p), read: true}, chunks(putKey(p), true, true)}
 			switch {
 			case p.IgnoreValue || s.large(p):
 				all = append(all, guarded...)

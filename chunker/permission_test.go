@@ -435,15 +435,13 @@ func TestARoleThatMayOnlyWrite(t *testing.T) {
 	_, err = kv.Put(e.ctx, "app/k", text(300<<10, "v"))
 	var missing *PermissionError
 	require.ErrorAs(t, err, &missing)
-	require.Equal(t, "readwrite", missing.Need)
-	from, to, err := Config{}.ChunkRange("app/", "app0")
-	require.NoError(t, err)
-	_, err = e.cli.RoleGrantPermission(e.ctx, "writer", from, to, mayReadWrite)
+	require.Equal(t, PermissionError{Key: []byte("app/k"), Need: "read", From: "app/k"}, *missing)
+	require.ErrorContains(t, err, "grant readwrite in place of write")
+	_, err = e.cli.RoleGrantPermission(e.ctx, "writer", "app/", "app0", mayReadWrite)
 	require.NoError(t, err)
 	_, err = kv.Put(e.ctx, "app/k", text(300<<10, "v"))
 	require.ErrorAs(t, err, &missing)
-	require.Equal(t, PermissionError{Key: []byte("app/k"), Need: "read", From: "app/k"}, *missing)
-	require.ErrorContains(t, err, "grant readwrite in place of write")
+	require.Equal(t, "readwrite", missing.Need)
 	require.Zero(t, len(e.stored()))
 }
 
@@ -469,4 +467,19 @@ func TestWatchersNeedTheChunksToo(t *testing.T) {
 		_, open := <-watch
 		require.False(t, open)
 	}
+}
+
+// TestASweepTakesAllOfThePrefix has a user who may sweep and not read every key, and
+// one who may not list chunks.
+func TestASweepTakesAllOfThePrefix(t *testing.T) {
+	e := newAuthEnv(t)
+	e.put("a", text(200<<10, "value"))
+	e.put("b", text(200<<10, "value"))
+	some := e.user("some", false, may(mayReadWrite, "a", ""), may(mayReadWrite, "\x00kvw/", "\x00kvw0"))
+	result, err := some.Sweep(e.ctx)
+	require.NoError(t, err)
+	require.Equal(t, SweepResult{Keys: 2, Left: 1}, result)
+	_, err = e.user("none", true, may(mayReadWrite, "a", "")).Sweep(e.ctx)
+	require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
+	require.ErrorContains(t, err, `from "\x00kvw/" to "\x00kvw0"`)
 }

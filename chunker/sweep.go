@@ -10,6 +10,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 // SweepResult is what a sweep has found below the reserved prefix.
@@ -51,10 +52,19 @@ const sweepPage = 10_000
 func (s *Stage) Sweep(ctx context.Context) (SweepResult, error) {
 	lock, err := s.lockSweep(ctx)
 	if err != nil {
-		return SweepResult{}, err
+		return SweepResult{}, s.sweepDenied(err)
 	}
 	defer lock.release()
 	return s.sweep(ctx, lock)
+}
+
+// sweepDenied says what a sweep takes in permissions, where err is that it lacks one.
+func (s *Stage) sweepDenied(err error) error {
+	if !is(err, rpctypes.ErrPermissionDenied) {
+		return err
+	}
+	all := s.space.All()
+	return fmt.Errorf("chunker: a sweep takes readwrite permission on all keys from %q to %q, and read permission on every key with a large value: grant them, or run \"shapecheck sweep\" as root: %w", all.Key, all.End, err)
 }
 
 // sweep sweeps under a lock.
@@ -64,7 +74,7 @@ func (s *Stage) sweep(ctx context.Context, lock *sweepLock) (result SweepResult,
 		result.Keys++
 		return s.sweepKey(ctx, key, lock, &result)
 	})
-	return result, err
+	return result, s.sweepDenied(err)
 }
 
 // eachChunkedKey visits the keys of the application that have chunks, in order.
@@ -104,7 +114,7 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 			return err
 		}
 		e, err := s.ask(ctx, []question{s.stateQuestion(key, true), lock.question()})
-		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) {
+		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) || is(err, rpctypes.ErrPermissionDenied) {
 			break
 		}
 		if err != nil {

@@ -124,7 +124,7 @@ func (s *Stage) sweepIfDue(ctx context.Context) (result SweepResult, due bool, e
 	mark := s.space.Own(markName)
 	lock, _, err := s.tryLock(ctx, mark)
 	if lock == nil {
-		return result, false, err
+		return result, false, s.sweepDenied(err)
 	}
 	defer lock.release()
 	if result, err = s.sweep(ctx, lock); err != nil {

@@ -27,8 +27,9 @@ import (
 // deleted, ends the watch as etcd does when it has been compacted past: with a
 // response that is Canceled and says from which revision on it can be resumed. A
 // value that is damaged, or that the user may not read, ends it with a response
-// that is Canceled and the error's text as CancelReason. A previous value that
-// cannot be read is nil. Other errors are waited out.
+// that is Canceled and the error's text as CancelReason, which is all that there is
+// room for: errors.Is does not know it. A previous value that cannot be read is
+// nil. Other errors are waited out.
 func (s *Stage) Watcher(inner clientv3.Watcher) clientv3.Watcher {
 	w := &watcher{Watcher: inner, s: s}
 	w.ctx, w.cancel = context.WithCancel(context.Background())

@@ -48,6 +48,9 @@ func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
 	if f.password != "" && f.user == "" {
 		return cfg, usagef("--password without --user: say whose it is")
 	}
+	if f.user != "" && cfg.Password == "" {
+		return cfg, usagef("--user %s without a password: give --user %s:PASSWORD or --password", f.user, f.user)
+	}
 	if (f.cert == "") != (f.key == "") {
 		return cfg, usagef("--cert %q and --key %q: set both or neither", f.cert, f.key)
 	}

@@ -36,8 +36,8 @@ and grants them with --apply. It takes away none.
 
 The ranges of chunks hold bytes 00, unless the reserved prefix and the keys are
 chosen for it. No argument of a command can hold one, so etcdctl cannot grant them.`,
-		Example: `  shapecheck roles --endpoints 10.0.0.1:2379 --user root
-  shapecheck roles --endpoints 10.0.0.1:2379 --user root --role gateway --apply`,
+		Example: `  shapecheck roles --endpoints 10.0.0.1:2379 --user root:PASSWORD
+  shapecheck roles --endpoints 10.0.0.1:2379 --user root:PASSWORD --role gateway --apply`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return r.run(cmd.Context(), cmd.OutOrStdout())

@@ -60,12 +60,16 @@ func (s *sweep) run(ctx context.Context, stdout io.Writer) error {
 	}
 	defer kv.Close()
 	result, err := kv.Sweep(ctx)
-	if err != nil {
-		err = rootOnly("sweeping", err)
+	if err != nil && result.Keys == 0 {
+		return err
 	}
-	fmt.Fprintf(stdout, "Keys with chunks: %d. Chunks deleted: %d. Writes under way: %d.\n", result.Keys, result.Deleted, result.Writes)
+	fmt.Fprintf(stdout, "Below %q: keys with chunks: %d. Chunks deleted: %d. Writes under way: %d.\n",
+		s.namespace+space.Prefix(), result.Keys, result.Deleted, result.Writes)
+	if result.Writes > 0 {
+		fmt.Fprintln(stdout, "A process that has crashed counts as a write under way until its lease expires, a minute by default.")
+	}
 	if result.Left > 0 {
-		fmt.Fprintf(stdout, "Left for another sweep, because they are written all the time or cannot be read by this version: %d keys.\n", result.Left)
+		fmt.Fprintf(stdout, "Left for another sweep, because they are written all the time, or cannot be read by this user or version: %d keys.\n", result.Left)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -27,13 +28,14 @@ func TestSweep(t *testing.T) {
 		return shapecheck(t, append([]string{"sweep", "--endpoints", strings.Join(w.cluster.Endpoints(), ",")}, args...)...)
 	}
 	for _, namespace := range []string{"", "ns/"} {
+		below := fmt.Sprintf("Below %q: ", namespace+"\x00kvw/")
 		for _, want := range []string{
-			"Keys with chunks: 2. Chunks deleted: 43. Writes under way: 0.\n",
-			"Keys with chunks: 1. Chunks deleted: 0. Writes under way: 0.\n",
+			"keys with chunks: 2. Chunks deleted: 43. Writes under way: 0.\n",
+			"keys with chunks: 1. Chunks deleted: 0. Writes under way: 0.\n",
 		} {
 			code, stdout, stderr := sweep("--namespace", namespace)
 			require.Zero(t, code, stderr)
-			require.Equal(t, want, stdout)
+			require.Equal(t, below+want, stdout)
 		}
 	}
 	left, err := w.plain.Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())

@@ -45,7 +45,7 @@ that cannot be read, stay as they are and are listed at the end.`,
 			return u.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().BoolVar(&u.dryRun, "dry-run", false, "only say how many values there are, and how large")
+	cmd.Flags().BoolVar(&u.dryRun, "dry-run", false, "only say how many values there are, and how large; it does not read them, and so not find those that are damaged or that the server refuses")
 	cmd.Flags().StringVar(&u.namespace, "namespace", "", "of the applications' clients, where they have one (namespace.NewKV)")
 	u.space.register(cmd)
 	u.cluster.register(cmd)
@@ -276,12 +276,12 @@ func (w *unwrapping) outcome(ctx context.Context) error {
 		for _, r := range w.refused {
 			w.tell("  %q, %s: %v\n", r.key, bytesOf(r.bytes), r.why)
 		}
-		return fmt.Errorf("%d of the values could not be unwrapped", len(w.refused))
+		err = fmt.Errorf("%d of the values could not be unwrapped", len(w.refused))
 	}
 	if left.values > 0 {
-		return fmt.Errorf("somebody has written chunks meanwhile: %v: set Chunk.ReadOnly in every client and run this again", left)
+		err = errors.Join(err, fmt.Errorf("somebody has written chunks meanwhile: %v: set Chunk.ReadOnly in every client and run this again", left))
 	}
-	return nil
+	return err
 }
 
 // below says how many keys there are below the reserved prefix.
