@@ -56,7 +56,8 @@ type Config struct {
 	// their chunks are, about 40 bytes a chunk, so that a key is read in one round
 	// trip and written without reading it first; and the values, up to a fourth
 	// of it each, of keys that are read again and again, so that only what has
-	// changed is read. Default 16 MiB.
+	// changed is read. Each watch holds values besides, up to a fourth of it or one
+	// value, whichever is more. Default 16 MiB.
 	CacheBytes int
 
 	// Lease grants and keeps the lease that marks unfinished writes as those of
@@ -80,7 +81,8 @@ type Config struct {
 	SweepRate int
 
 	// OnSweep is told how each background sweep of this process has ended, if it
-	// is not nil. The next one waits for it to return.
+	// is not nil. The next one waits for it to return, and so does Close, for a
+	// few seconds.
 	OnSweep func(SweepResult, error)
 }
 

@@ -27,6 +27,9 @@ var (
 	ErrContention = errors.New("chunker: contention")
 	// ErrApplied is matched by [*AppliedError].
 	ErrApplied = errors.New("chunker: applied")
+	// ErrSweepLost is returned by a sweep that was stopped because it had lost its
+	// lock, as after a long partition. What it has deleted was garbage.
+	ErrSweepLost = errors.New("chunker: the sweep has lost its lock: call Sweep again")
 	// ErrClosed is returned by writes after Close that would have to stage chunks.
 	ErrClosed = errors.New("chunker: closed")
 )

@@ -18,30 +18,65 @@ import (
 // for. All of these are of the revision of the last event.
 func (t *watch) whole(events []*clientv3.Event) error {
 	revision := events[len(events)-1].Kv.ModRevision
+	if err := t.previous(events, revision-1); err != nil {
+		return err
+	}
 	var kvs []*mvccpb.KeyValue
 	for _, e := range events {
-		if e.PrevKv != nil && t.resolve([]*mvccpb.KeyValue{e.PrevKv}, revision-1) != nil {
-			if t.ctx.Err() != nil {
-				return t.ctx.Err()
-			}
-			e.PrevKv = nil // as etcd leaves it out where it has been compacted
-		}
 		if e.Type == clientv3.EventTypeDelete {
 			t.held.forget(e.Kv.Key, e.Kv.ModRevision)
 		}
 		kvs = append(kvs, e.Kv)
 	}
-	return t.resolve(kvs, revision)
-}
-
-// resolve makes kvs whole, which were stored at a revision. It tries again after
-// errors that may pass.
-func (t *watch) resolve(kvs []*mvccpb.KeyValue, revision int64) error {
-	s := t.w.s
-	open, err := s.parseAll(kvs)
-	if err != nil || len(open) == 0 {
+	open, err := t.w.s.parseAll(kvs)
+	if err != nil {
 		return err
 	}
+	return t.complete(open, revision)
+}
+
+// previous makes previous values whole, as they were at a revision. Those that
+// cannot be read are nil, as etcd leaves them out where they have been compacted.
+func (t *watch) previous(events []*clientv3.Event, revision int64) error {
+	var (
+		open []unresolved
+		of   []*clientv3.Event
+	)
+	for _, e := range events {
+		if e.PrevKv == nil {
+			continue
+		}
+		o, err := t.w.s.parseAll([]*mvccpb.KeyValue{e.PrevKv})
+		if err != nil {
+			e.PrevKv = nil
+		}
+		for range o {
+			of = append(of, e)
+		}
+		open = append(open, o...)
+	}
+	if t.complete(open, revision) == nil {
+		return nil
+	}
+	for i := range open { // which is it?
+		err := t.complete(open[i:i+1], revision)
+		if t.ctx.Err() != nil || errors.Is(err, errOver) {
+			return err
+		}
+		if err != nil {
+			of[i].PrevKv = nil
+		}
+	}
+	return nil
+}
+
+// complete makes values whole that were stored at a revision. It tries again after
+// errors that may pass.
+func (t *watch) complete(open []unresolved, revision int64) error {
+	if len(open) == 0 {
+		return nil
+	}
+	s := t.w.s
 	src := format.Source{Plain: make(map[format.ID][]byte), Stored: chunkPool{}}
 	for _, u := range open {
 		for _, known := range []*chunked{s.cache.get(u.kv.Key), t.held.get(u.kv.Key)} {
@@ -60,6 +95,8 @@ func (t *watch) resolve(kvs []*mvccpb.KeyValue, revision int64) error {
 		}
 		select {
 		case <-time.After(wait):
+		case <-t.over:
+			return errOver
 		case <-t.ctx.Done():
 			return t.ctx.Err()
 		}

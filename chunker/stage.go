@@ -98,7 +98,7 @@ func (kv *KV) Sweep(ctx context.Context) (SweepResult, error) { return kv.stage.
 // Stats is [Stage.Stats].
 func (kv *KV) Stats() Stats { return kv.stage.Stats() }
 
-// closeTimeout bounds each of the two things that Close waits for.
+// closeTimeout bounds each of the things that Close waits for.
 const closeTimeout = 5 * time.Second
 
 // Close ends the session. Writes that stage chunks fail with ErrClosed or find
@@ -124,7 +124,10 @@ func (s *Stage) Close() error {
 	case <-time.After(closeTimeout):
 	}
 	s.cancel()
-	<-done
+	select {
+	case <-done:
+	case <-time.After(closeTimeout): // for an OnSweep that does not return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := s.session.close(ctx); err != nil {

@@ -190,8 +190,9 @@ func buildVersion() string {
 // anchor is gone it never will. This is the only way in which a writer deletes
 // staged chunks.
 //
-// Where etcd cannot be reached for a minute the session is given up, whose end
-// takes the anchor, and the rest is left to the sweep.
+// Where etcd cannot be reached for a minute or two the session is given up, whose
+// end takes the anchor, and the rest is left to the sweep. So it is where it is not
+// known whether the first batch has arrived: it may yet, and make its anchor.
 func (s *Stage) abandon(d *draft) {
 	if !d.sent {
 		return
@@ -200,7 +201,9 @@ func (s *Stage) abandon(d *draft) {
 	txn := &pb.TxnRequest{Success: []*pb.RequestOp{wire.DeleteRange(&pb.DeleteRangeRequest{Key: r.Key, RangeEnd: r.End})}}
 	if d.anchor != 0 {
 		txn.Compare = []*pb.Compare{compareCreate(d.anchorKey(), d.anchor)}
-	} // else no commit was ever sent, and what may be there is nobody's
+	} else { // no commit was ever sent, and what may be there is nobody's
+		s.session.retire(d.session)
+	}
 	s.inBackground(func() {
 		for wait := 50 * time.Millisecond; wait < time.Minute; wait *= 2 {
 			ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)

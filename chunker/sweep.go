@@ -9,7 +9,6 @@ import (
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
@@ -114,7 +113,7 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 			return err
 		}
 		e, err := s.ask(ctx, []question{s.stateQuestion(key, true), lock.question()})
-		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) || is(err, rpctypes.ErrPermissionDenied) {
+		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) || errors.Is(err, ErrValueTooLarge) || is(err, rpctypes.ErrPermissionDenied) {
 			break
 		}
 		if err != nil {
@@ -130,16 +129,32 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 			result.Writes += writes
 			return nil
 		}
-		resp, err := s.inner.Txn(ctx, s.sweepTxn(key, st, garbage, lock))
-		if err != nil {
+		if err := s.paceSweep(ctx); err != nil {
 			return err
 		}
-		if !resp.Succeeded {
+		entry := s.limits.entry.Load()
+		txn := s.sweepTxn(key, st, garbage, lock)
+		resp, err := s.inner.Txn(ctx, txn)
+		switch {
+		case is(err, rpctypes.ErrTooManyOps) && len(txn.Success) > 1:
+			if err := s.limits.learnOps(ctx, s.inner, width(txn)); err != nil {
+				return err
+			}
+			continue
+		case is(err, rpctypes.ErrRequestTooLarge) && len(txn.Success) > 1 && s.limits.lowerEntry(entry):
+			continue
+		case err != nil:
+			return err
+		case !resp.Succeeded:
 			attempt++
 			continue
 		}
 		for _, r := range resp.Responses {
 			result.Deleted += int(r.GetResponseDeleteRange().Deleted)
+		}
+		if len(txn.Success) == len(garbage) {
+			result.Writes += writes
+			return nil
 		}
 	}
 	result.Left++
@@ -208,25 +223,6 @@ func (st *state) unchanged(key []byte) []*pb.Compare {
 	return []*pb.Compare{compareMod(key, st.mod), compareValue(key, result, bound)}
 }
 
-// errSweepLost says that a sweep was stopped because it had lost its lock.
-var errSweepLost = errors.New("chunker: the sweep has lost its lock, as after a long partition: call Sweep again")
-
-// question asks whether the lock is held.
-func (l *sweepLock) question() question {
-	return question{
-		ranges: []*pb.RangeRequest{{Key: l.key, KeysOnly: true}},
-		answer: func(_ context.Context, _ *evidence, found []*mvccpb.KeyValue) error {
-			if len(found) == 0 || found[0].CreateRevision != l.created {
-				return errSweepLost
-			}
-			return nil
-		},
-	}
-}
-
-// held returns the comparison that holds while the lock is.
-func (l *sweepLock) held() *pb.Compare { return compareCreate(l.key, l.created) }
-
 // paceSweep waits until the sweep may send another request.
 func (s *Stage) paceSweep(ctx context.Context) error {
 	if err := s.sweepPace.Wait(ctx); err != nil {
@@ -236,9 +232,4 @@ func (s *Stage) paceSweep(ctx context.Context) error {
 		return fmt.Errorf("chunker: the sweep is not done: %w: call it again, or raise Config.SweepRate, which is %d", err, s.cfg.SweepRate)
 	}
 	return nil
-}
-
-// waitError says whose sweep was waited for.
-func waitError(holder []byte, err error) error {
-	return fmt.Errorf("chunker: waiting for the sweep of %s to end: %w", holder, err)
 }

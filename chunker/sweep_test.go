@@ -380,7 +380,7 @@ func TestSweepsTakeTurns(t *testing.T) {
 	_, err = e.cli.Delete(e.ctx, string(lock.key))
 	require.NoError(t, err)
 	_, err = e.kv.stage.sweep(e.ctx, lock)
-	require.Equal(t, errSweepLost, err)
+	require.Equal(t, ErrSweepLost, err)
 	lock.release()
 }
 

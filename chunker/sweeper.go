@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 // The sweeps of a cluster take turns by a key below the reserved prefix, the lock,
@@ -27,6 +28,22 @@ type sweepLock struct {
 	release func()
 }
 
+// question asks whether the lock is held.
+func (l *sweepLock) question() question {
+	return question{
+		ranges: []*pb.RangeRequest{{Key: l.key, KeysOnly: true}},
+		answer: func(_ context.Context, _ *evidence, found []*mvccpb.KeyValue) error {
+			if len(found) == 0 || found[0].CreateRevision != l.created {
+				return ErrSweepLost
+			}
+			return nil
+		},
+	}
+}
+
+// held returns the comparison that holds while the lock is.
+func (l *sweepLock) held() *pb.Compare { return compareCreate(l.key, l.created) }
+
 // lockPoll is how often a sweep that waits for another one looks, about.
 const lockPoll = time.Second
 
@@ -40,7 +57,7 @@ func (s *Stage) lockSweep(ctx context.Context) (*sweepLock, error) {
 		select {
 		case <-time.After(jittered(lockPoll)):
 		case <-ctx.Done():
-			return nil, waitError(holder, ctx.Err())
+			return nil, fmt.Errorf("chunker: waiting for the sweep of %s to end: %w", holder, ctx.Err())
 		}
 	}
 }

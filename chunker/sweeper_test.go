@@ -90,8 +90,13 @@ func TestBackgroundSweeps(t *testing.T) {
 	for _, clients := range []int{1, 2, 30} {
 		synctest.Test(t, func(t *testing.T) {
 			store := &pretended{keys: make(map[string]int64)}
-			var sweeps []time.Time
+			var (
+				mu     sync.Mutex
+				sweeps []time.Time
+			)
 			swept := func(result SweepResult, err error) {
+				mu.Lock()
+				defer mu.Unlock()
 				require.NoError(t, err)
 				require.Zero(t, result)
 				sweeps = append(sweeps, time.Now())

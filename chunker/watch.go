@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -17,19 +18,20 @@ import (
 //
 // Values are read when they are about to be received, one revision at a time, so
 // that a consumer that is slow or a burst of events costs little memory: what waits
-// are manifests, of 8 KiB at the most. A watch holds the values of the last
-// revision that it has delivered, of the next one, and of recently seen keys, up to
-// a fourth of Config.CacheBytes or one value; of those, no chunk is read again. A
-// response with large values in several revisions is delivered as several, each
-// with all events of its revisions.
+// are manifests, of 8 KiB at the most, and small values. A watch holds the values
+// of the last revision that it has delivered, of the next two, and of recently seen
+// keys, up to a fourth of Config.CacheBytes or one value; of those, no chunk is read
+// again. A response with large values in several revisions is delivered as several,
+// each with all events of its revisions.
 //
 // A value that cannot be read because its revision was compacted, and its chunks
 // deleted, ends the watch as etcd does when it has been compacted past: with a
 // response that is Canceled and says from which revision on it can be resumed. A
 // value that is damaged, or that the user may not read, ends it with a response
 // that is Canceled and the error's text as CancelReason, which is all that there is
-// room for: errors.Is does not know it. A previous value that cannot be read is
-// nil. Other errors are waited out.
+// room for: errors.Is does not know it. Its Header.Revision is that of the value; a
+// watch from the next revision on passes it by. A previous value that cannot be
+// read is nil. Other errors are waited out, unless etcd ends the watch meanwhile.
 func (s *Stage) Watcher(inner clientv3.Watcher) clientv3.Watcher {
 	w := &watcher{Watcher: inner, s: s}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
@@ -49,29 +51,33 @@ type watcher struct {
 func (w *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
 	t := &watch{
-		w: w, key: string(op.KeyBytes()), end: string(op.RangeBytes()),
-		out: make(chan clientv3.WatchResponse), held: newCache(w.s.cfg.CacheBytes / 4),
+		w: w, key: string(op.KeyBytes()), end: string(op.RangeBytes()), over: make(chan struct{}),
+		out:  make(chan clientv3.WatchResponse, 1), // as etcd's
+		held: newCache(w.s.cfg.CacheBytes / 4),
 	}
 	t.held.least = 1
 	t.ctx, t.cancel = context.WithCancel(ctx)
 	closed := context.AfterFunc(w.ctx, t.cancel)
-	in, next := make(clientv3.WatchChan), make(chan clientv3.WatchResponse)
+	in, queued := make(clientv3.WatchChan), make(chan clientv3.WatchResponse)
 	refused := w.s.checkKey(op.KeyBytes())
 	if refused == nil {
 		in = w.Watcher.Watch(t.ctx, key, opts...)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.watches.Go(func() { queue(t.ctx, in, next) })
+	w.watches.Go(func() { t.queue(in, queued) })
 	w.watches.Go(func() {
 		defer closed()
 		defer t.cancel()
 		defer close(t.out)
 		if refused != nil {
-			t.cancelled(refused)
+			t.cancelled(0, refused)
 			return
 		}
-		for resp := range next {
+		for resp := range queued {
+			if t.overtaken && !resp.Canceled {
+				continue
+			}
 			if !t.deliver(resp) {
 				return
 			}
@@ -90,12 +96,15 @@ func (w *watcher) Close() error {
 	return err
 }
 
-// queue hands on what comes in, and takes it as soon as it comes: etcd's client
-// waits a moment for somebody to take the response that ends a watch, and no
-// longer.
-func queue(ctx context.Context, in clientv3.WatchChan, out chan<- clientv3.WatchResponse) {
+// queue hands on what comes in, without events on chunks, and takes it as soon as
+// it comes: etcd's client waits a moment for somebody to take the response that
+// ends a watch, and no longer.
+func (t *watch) queue(in clientv3.WatchChan, out chan<- clientv3.WatchResponse) {
 	defer close(out)
-	var waiting []clientv3.WatchResponse
+	var (
+		waiting []clientv3.WatchResponse
+		ended   bool
+	)
 	for in != nil || len(waiting) > 0 {
 		var (
 			ready chan<- clientv3.WatchResponse
@@ -106,15 +115,24 @@ func queue(ctx context.Context, in clientv3.WatchChan, out chan<- clientv3.Watch
 		}
 		select {
 		case resp, ok := <-in:
+			if !ok && !ended {
+				return // closed by the application: what waits is dropped, as etcd does
+			}
 			if !ok {
 				in = nil
+				close(t.over)
 				continue
 			}
-			waiting = append(waiting, resp)
+			ended = ended || resp.Canceled
+			events := len(resp.Events)
+			resp.Events = slices.DeleteFunc(resp.Events, func(e *clientv3.Event) bool { return t.w.s.space.Reserved(e.Kv.Key) })
+			if events == 0 || len(resp.Events) > 0 {
+				waiting = append(waiting, resp)
+			}
 		case ready <- first:
 			waiting[0] = clientv3.WatchResponse{}
 			waiting = waiting[1:]
-		case <-ctx.Done():
+		case <-t.ctx.Done():
 			return
 		}
 	}
@@ -126,9 +144,13 @@ type watch struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	key    string
-	end    string // of the range, as in a request
-	out    chan clientv3.WatchResponse
-	held   *cache // values of keys as the last events left them
+	end    string        // of the range, as in a request
+	over   chan struct{} // closed when etcd has ended the watch, and all is queued
+
+	overtaken bool // by that: a value could not be read, what is left to say is why it is over
+
+	out  chan clientv3.WatchResponse
+	held *cache // values of keys as the last events left them
 }
 
 // deliver sends resp with whole values, in one piece or in several, and reports
@@ -137,22 +159,24 @@ func (t *watch) deliver(resp clientv3.WatchResponse) bool {
 	if len(resp.Events) == 0 {
 		return t.send(resp)
 	}
-	events := slices.DeleteFunc(resp.Events, func(e *clientv3.Event) bool { return t.w.s.space.Reserved(e.Kv.Key) })
-	for len(events) > 0 {
+	for events := resp.Events; len(events) > 0; {
 		n := piece(events)
 		part := resp
 		part.Events = slices.Clone(events[:n]) // which does not keep the others in memory
 		clear(events[:n])
 		events = events[n:]
 		last := part.Events[n-1].Kv.ModRevision
-		if len(events) > 0 {
+		err := t.whole(part.Events)
+		if err != nil { // what is of earlier revisions is whole
+			part.Events = slices.DeleteFunc(part.Events, func(e *clientv3.Event) bool { return e.Kv.ModRevision == last })
+		}
+		if n := len(part.Events); len(events) > 0 || err != nil && n > 0 {
 			// Who resumes after its revision misses none of the events that follow.
 			part.Header = proto.CloneOf(resp.Header)
-			part.Header.Revision = last
+			part.Header.Revision = part.Events[n-1].Kv.ModRevision
 		}
-		if err := t.whole(part.Events); err != nil {
-			t.fail(last, err)
-			return false
+		if err != nil {
+			return (len(part.Events) == 0 || t.send(part)) && t.fail(last, err)
 		}
 		if !t.send(part) {
 			return false
@@ -185,20 +209,28 @@ func (t *watch) send(resp clientv3.WatchResponse) bool {
 	}
 }
 
-// fail ends the watch because the events of a revision could not be made whole.
-func (t *watch) fail(revision int64, err error) {
+// fail ends the watch because the events of a revision could not be made whole. It
+// reports whether etcd has ended it already, so that its own answer is to follow.
+func (t *watch) fail(revision int64, err error) bool {
 	switch {
-	case t.ctx.Err() != nil:
-		// The application has ended it.
+	case t.ctx.Err() != nil: // the application has ended it
+	case errors.Is(err, errOver):
+		t.overtaken = true
 	case compacted(err):
 		t.endCompacted(revision)
 	default:
 		asked := &pb.RangeRequest{Key: []byte(t.key), RangeEnd: []byte(t.end)}
-		t.cancelled(t.w.s.denied(t.ctx, asTxn(asked), err))
+		t.cancelled(revision, t.w.s.denied(t.ctx, asTxn(asked), err))
 	}
+	return t.overtaken
 }
 
-// cancelled sends the response that ends a watch for err.
-func (t *watch) cancelled(err error) {
-	t.send(clientv3.WatchResponse{Header: &pb.ResponseHeader{}, Canceled: true, CancelReason: err.Error()})
+// cancelled sends the response that ends a watch for err, which is that of the
+// events of a revision, or of none.
+func (t *watch) cancelled(revision int64, err error) {
+	t.send(clientv3.WatchResponse{Header: &pb.ResponseHeader{Revision: revision}, Canceled: true, CancelReason: err.Error()})
 }
+
+// errOver says that etcd has ended the watch, while a value could not be read for
+// an error that may pass.
+var errOver = errors.New("chunker: the watch is over")
