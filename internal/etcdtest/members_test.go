@@ -146,24 +146,23 @@ func raise(paused string) error {
 	select {}
 }
 
-// TestChildrenGoWithTheirParent kills the parent of a process, which is paused or
-// not: it is not left behind.
+// TestChildrenGoWithTheirParent kills the parents of processes that are paused or
+// not, some before they have come to a stop: none is left behind.
 func TestChildrenGoWithTheirParent(t *testing.T) {
-	for _, paused := range []string{"", "paused"} {
+	for i := range 20 {
+		paused := []string{"", "paused"}[i%2]
 		parent, err := StartProcess("parent", paused)
 		require.NoError(t, err)
 		address, err := parent.Out.ReadString('\n')
 		require.NoError(t, err)
-		reachable := func() bool {
+		parent.Kill()
+		require.Eventually(t, func() bool {
 			conn, err := net.Dial("tcp", strings.TrimSpace(address))
 			if err == nil {
 				conn.Close()
 			}
-			return err == nil
-		}
-		require.True(t, reachable())
-		parent.Kill()
-		require.Eventually(t, func() bool { return !reachable() }, time.Minute, time.Millisecond, paused)
+			return err != nil
+		}, time.Minute, time.Millisecond, paused)
 	}
 }
 

@@ -4,14 +4,12 @@ package etcdtest
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"syscall"
-	"time"
 )
 
 const (
@@ -47,8 +45,7 @@ func Main(roles map[string]Role) {
 //
 // It is killed by whoever started it. Where nobody is left to do so, since the
 // test has panicked or was killed itself, the child finds the end of its standard
-// input; and where it is paused it is alone in a process group then, which the
-// system continues.
+// input; a paused one finds nothing, and is the system's, see attributes.
 type Process struct {
 	In  io.WriteCloser
 	Out *bufio.Reader
@@ -62,7 +59,7 @@ func StartProcess(role, argument string) (*Process, error) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role, argumentEnv+"="+argument)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = attributes()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -82,24 +79,8 @@ func StartProcess(role, argument string) (*Process, error) {
 	return p, nil
 }
 
-// Pause stops the process where it is, until Continue. Where the system says so it
-// has stopped when Pause returns: if its parent died before, nobody would continue
-// it.
-func (p *Process) Pause() error {
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	for {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-		if err != nil { // another system, or the process has ended
-			return nil
-		}
-		if _, state, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(state, []byte("T")) || bytes.HasPrefix(state, []byte("Z")) {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
+// Pause stops the process where it is, until Continue.
+func (p *Process) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
 
 // Continue lets a paused process go on.
 func (p *Process) Continue() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
