@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 )
 
@@ -396,4 +398,59 @@ func TestASweepIsPaced(t *testing.T) {
 	_, err := e.kv.Sweep(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "Config.SweepRate, which is 1")
+}
+
+// TestASweepOfAServerWithSmallLimits learns them.
+func TestASweepOfAServerWithSmallLimits(t *testing.T) {
+	for name, edit := range map[string]func(*embed.Config){
+		"operations": func(c *embed.Config) { c.MaxTxnOps = 16 },
+		"bytes":      func(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 20<<10, 10_000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, Config{}, edit)
+			key := strings.Repeat("k", 500)
+			for range 40 {
+				id := format.ID{Token: format.NewToken(), Index: 1}
+				_, err := e.cli.Put(e.ctx, string(e.kv.stage.space.ChunkKey([]byte(key), id)), "x")
+				require.NoError(t, err)
+			}
+			require.Equal(t, SweepResult{Keys: 1, Deleted: 40}, e.sweep())
+		})
+	}
+}
+
+// delayed holds the first batch of a write back.
+type delayed struct {
+	pb.KVClient
+	held *pb.TxnRequest
+	lost context.CancelFunc // what its sender is left with
+}
+
+func (d *delayed) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
+	if d.held == nil && wire.Writes(r) {
+		d.held = r
+		d.lost()
+		return nil, ctx.Err()
+	}
+	return d.KVClient.Txn(ctx, r, opts...)
+}
+
+// TestAFirstBatchThatComesLate makes its anchor when nobody is there any more to
+// give it up. It is on a lease that ends.
+func TestAFirstBatchThatComesLate(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	ctx, cancel := context.WithCancel(e.ctx)
+	d := &delayed{KVClient: wire.Client(e.cli.KV), lost: cancel}
+	stage, err := New(d, Config{Lease: e.cli.Lease, SessionTTL: time.Second})
+	require.NoError(t, err)
+	_, err = clientv3.NewKVFromKVClient(stage, nil).Put(ctx, "k", incompressible(300<<10, "x"))
+	require.Equal(t, context.Canceled, err)
+	stage.background.Wait()
+	late, err := wire.Client(e.cli.KV).Txn(e.ctx, d.held) // and now it comes
+	require.NoError(t, err)
+	require.True(t, late.Succeeded)
+	require.NotEmpty(t, e.chunksOf("k"))
+	require.Eventually(t, func() bool { return e.sweep().Writes == 0 }, time.Minute, 100*time.Millisecond)
+	require.Empty(t, e.chunksOf("k"))
+	require.NoError(t, stage.Close())
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -340,4 +341,98 @@ func TestOneRevisionStaysWhole(t *testing.T) {
 		require.GreaterOrEqual(t, resp.Header.Revision, revision)
 	}
 	require.Len(t, keys, 23)
+}
+
+// TestEventsBeforeOneThatCannotBeRead come in the same response of etcd's, and are
+// delivered; then the watch ends.
+func TestEventsBeforeOneThatCannotBeRead(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	reader, _ := e.another(Config{})
+	tooSmall, _ := e.another(Config{MaxValueBytes: 100 << 10})
+	first := e.put("p/a", "small").Header.Revision
+	large := e.put("p/b", incompressible(200<<10, "1")).Header.Revision
+	for _, compacted := range []bool{false, true} {
+		stored := e.next(e.cli.Watch(e.ctx, "p/", clientv3.WithPrefix(), clientv3.WithRev(first)))
+		require.Len(t, stored.Events, 2)
+		kv := tooSmall
+		if compacted {
+			kv = reader
+			e.put("p/b", incompressible(200<<10, "2"))
+			e.compact()
+		}
+		inner := make(chan clientv3.WatchResponse, 1)
+		inner <- stored
+		w := kv.stage.Watcher(&replayed{Watcher: e.cluster.Client(t).Watcher, first: inner})
+		watch := w.Watch(e.ctx, "p/", clientv3.WithPrefix(), clientv3.WithRev(first))
+		got := e.next(watch)
+		require.Len(t, got.Events, 1)
+		require.Equal(t, "small", string(got.Events[0].Kv.Value))
+		require.Equal(t, first, got.Header.Revision)
+		got = e.next(watch)
+		require.True(t, got.Canceled)
+		if compacted {
+			require.Equal(t, rpctypes.ErrCompacted, got.Err())
+		} else {
+			require.Equal(t, large, got.Header.Revision)
+			require.ErrorContains(t, got.Err(), "MaxValueBytes")
+		}
+		_, open := <-watch
+		require.False(t, open)
+		require.NoError(t, w.Close())
+	}
+}
+
+// replayed is a watcher whose first watch is scripted.
+type replayed struct {
+	clientv3.Watcher
+	first chan clientv3.WatchResponse
+}
+
+func (r *replayed) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	if first := r.first; first != nil {
+		r.first = nil
+		return first
+	}
+	return r.Watcher.Watch(ctx, key, opts...)
+}
+
+// TestAWatchThatIsOverSaysSo although a value before its end cannot be read, as
+// where there is no leader.
+func TestAWatchThatIsOverSaysSo(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	first := e.put("k", text(200<<10, "v")).Header.Revision
+	stored := e.next(e.cli.Watch(e.ctx, "k", clientv3.WithRev(first)))
+	f := &failing{KVClient: wire.Client(e.cli.KV), err: rpctypes.ErrNoLeader}
+	f.left.Store(1 << 40)
+	stage, err := New(f, Config{Lease: e.cli.Lease})
+	require.NoError(t, err)
+	inner := make(chan clientv3.WatchResponse, 2)
+	inner <- stored
+	ended := clientv3.WatchResponse{Canceled: true, CancelReason: "etcdserver: no leader"}
+	inner <- ended
+	close(inner)
+	w := stage.Watcher(scriptedWatcher{responses: inner})
+	watch := w.Watch(clientv3.WithRequireLeader(e.ctx), "k")
+	require.Equal(t, ended, e.next(watch))
+	_, open := <-watch
+	require.False(t, open)
+	require.NoError(t, w.Close())
+	require.NoError(t, stage.Close())
+}
+
+// TestChunksDoNotWait in the queue of a watch of all keys, whose consumer is slow.
+func TestChunksDoNotWait(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	in, out := make(chan clientv3.WatchResponse), make(chan clientv3.WatchResponse)
+	w := &watch{w: &watcher{s: e.kv.stage}, ctx: e.ctx, over: make(chan struct{})}
+	go w.queue(in, out)
+	event := func(key string) *clientv3.Event { return &clientv3.Event{Kv: &mvccpb.KeyValue{Key: []byte(key)}} }
+	in <- clientv3.WatchResponse{Events: []*clientv3.Event{event("\x00kvw/k"), event("\x00kvw/l")}}
+	in <- clientv3.WatchResponse{Events: []*clientv3.Event{event("\x00kvw/k"), event("k")}}
+	in <- clientv3.WatchResponse{Canceled: true}
+	close(in)
+	require.Equal(t, []*clientv3.Event{event("k")}, (<-out).Events)
+	require.True(t, (<-out).Canceled)
+	_, open := <-out
+	require.False(t, open)
 }
