@@ -144,13 +144,12 @@ type watch struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	key    string
-	end    string        // of the range, as in a request
-	over   chan struct{} // closed when etcd has ended the watch, and all is queued
+	end    string // of the range, as in a request
+	out    chan clientv3.WatchResponse
+	held   *cache // values of keys as the last events left them
 
-	overtaken bool // by that: a value could not be read, what is left to say is why it is over
-
-	out  chan clientv3.WatchResponse
-	held *cache // values of keys as the last events left them
+	over      chan struct{} // closed when etcd has ended the watch, and all is queued
+	overtaken bool          // by that: a value could not be read, what is left to say is why it is over
 }
 
 // deliver sends resp with whole values, in one piece or in several, and reports
@@ -170,7 +169,7 @@ func (t *watch) deliver(resp clientv3.WatchResponse) bool {
 		if err != nil { // what is of earlier revisions is whole
 			part.Events = slices.DeleteFunc(part.Events, func(e *clientv3.Event) bool { return e.Kv.ModRevision == last })
 		}
-		if n := len(part.Events); len(events) > 0 || err != nil && n > 0 {
+		if n := len(part.Events); n > 0 && (err != nil || len(events) > 0) {
 			// Who resumes after its revision misses none of the events that follow.
 			part.Header = proto.CloneOf(resp.Header)
 			part.Header.Revision = part.Events[n-1].Kv.ModRevision

@@ -151,25 +151,22 @@ func TestAWatchPastACompaction(t *testing.T) {
 
 	// Now they are not.
 	third := e.put("k", incompressible(300<<10, "3")).Header.Revision
-	e.put("k", incompressible(300<<10, "4"))
-	e.put("k", incompressible(300<<10, "5"))
+	for _, name := range []string{"4", "5", "not read in time", "5 again"} {
+		e.put("k", incompressible(300<<10, name))
+	}
 	queued := e.watcher(reader).Watch(e.ctx, "k", clientv3.WithRev(third), clientv3.WithPrevKV())
 	got := e.next(queued)
 	require.Equal(t, third, got.Events[0].Kv.ModRevision)
 	require.True(t, changed == string(got.Events[0].PrevKv.Value))
-	// The fourth may have been read before the compaction, the fifth waits for the
-	// fourth to be taken. What is in k now can be read for ever.
+	// Two more may have been read before the compaction, and wait to be taken. What is
+	// in k now can be read for ever.
 	e.compact()
 	compacted := e.revision()
 	e.put("k", incompressible(300<<10, "6"))
 	var end clientv3.WatchResponse
-	for end = range queued {
-		if end.Canceled {
-			break
-		}
-		require.NoError(t, end.Err())
+	for !end.Canceled {
+		end = e.next(queued)
 	}
-	require.True(t, end.Canceled)
 	require.Equal(t, rpctypes.ErrCompacted, end.Err())
 	require.Equal(t, compacted, end.CompactRevision)
 	_, open := <-queued
@@ -177,7 +174,7 @@ func TestAWatchPastACompaction(t *testing.T) {
 
 	resumed := e.next(e.watcher(reader).Watch(e.ctx, "k", clientv3.WithRev(end.CompactRevision), clientv3.WithPrevKV()))
 	require.True(t, incompressible(300<<10, "6") == string(resumed.Events[0].Kv.Value))
-	require.True(t, incompressible(300<<10, "5") == string(resumed.Events[0].PrevKv.Value))
+	require.True(t, incompressible(300<<10, "5 again") == string(resumed.Events[0].PrevKv.Value))
 
 	// A previous value of which the manifest came and the chunks have gone is nil.
 	e.put("m", base)
@@ -380,6 +377,21 @@ func TestEventsBeforeOneThatCannotBeRead(t *testing.T) {
 		require.False(t, open)
 		require.NoError(t, w.Close())
 	}
+}
+
+// TestTheFirstOfManyEventsCannotBeRead leaves nothing to deliver.
+func TestTheFirstOfManyEventsCannotBeRead(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	tooSmall, _ := e.another(Config{MaxValueBytes: 100 << 10})
+	first := e.put("p/a", text(200<<10, "v")).Header.Revision
+	e.put("p/b", "small")
+	watch := e.watcher(tooSmall).Watch(e.ctx, "p/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	got := e.next(watch)
+	require.True(t, got.Canceled)
+	require.Equal(t, first, got.Header.Revision)
+
+	passedBy := e.next(e.watcher(tooSmall).Watch(e.ctx, "p/", clientv3.WithPrefix(), clientv3.WithRev(first+1)))
+	require.Equal(t, "small", string(passedBy.Events[0].Kv.Value))
 }
 
 // replayed is a watcher whose first watch is scripted.
