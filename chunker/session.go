@@ -3,6 +3,7 @@ package chunker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,10 +22,11 @@ type session struct {
 	cancel context.CancelFunc
 	turn   chan struct{} // holds a token while nobody grants
 
-	mu  sync.Mutex
-	id  clientv3.LeaseID   // NoLease where none is held
-	end context.CancelFunc // of its keep-alive
-	wg  sync.WaitGroup     // the readers of keep-alive responses
+	mu      sync.Mutex
+	id      clientv3.LeaseID   // NoLease where none is held
+	end     context.CancelFunc // of its keep-alive
+	wg      sync.WaitGroup     // the readers of keep-alive responses
+	retired []retired          // leases
 }
 
 func newSession(lease clientv3.Lease, ttl time.Duration) *session {
@@ -107,10 +109,31 @@ func (s *session) forget(id clientv3.LeaseID) {
 func (s *session) retire(id clientv3.LeaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.id == id && id != clientv3.NoLease {
-		s.id = clientv3.NoLease
-		s.end()
+	if s.id != id || id == clientv3.NoLease {
+		return
 	}
+	s.id = clientv3.NoLease
+	s.end()
+	expired := time.Now().Add(-2 * s.ttl)
+	s.retired = slices.DeleteFunc(s.retired, func(r retired) bool { return r.at.Before(expired) })
+	s.retired = append(s.retired, retired{id, time.Now()})
+}
+
+// retired is a lease that is left to expire.
+type retired struct {
+	id clientv3.LeaseID
+	at time.Time
+}
+
+// leases returns those that anchors of this process may be on. It is called under mu.
+func (s *session) leases() (ids []clientv3.LeaseID) {
+	if s.id != clientv3.NoLease {
+		ids = append(ids, s.id)
+	}
+	for _, r := range s.retired {
+		ids = append(ids, r.id)
+	}
+	return ids
 }
 
 // seconds returns d as the time to live of a lease, rounded up.
@@ -127,19 +150,18 @@ func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 	return true, nil
 }
 
-// close revokes the lease, and with it the anchors of writes that are still
+// close revokes the leases, and with them the anchors of writes that are still
 // under way.
 func (s *session) close(ctx context.Context) error {
 	s.mu.Lock()
 	s.cancel()
-	id := s.id
+	ids := s.leases() // before the end of its keep-alive makes the session forget one
 	s.mu.Unlock()
 	s.wg.Wait()
-	if id == clientv3.NoLease {
-		return nil
-	}
-	if _, err := s.lease.Revoke(ctx, id); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
-		return err
+	for _, id := range ids {
+		if _, err := s.lease.Revoke(ctx, id); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
+			return err
+		}
 	}
 	return nil
 }

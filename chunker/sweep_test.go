@@ -123,7 +123,10 @@ func TestEveryStepMayBeTheLast(t *testing.T) {
 
 					// Its lease ends.
 					stage.cancel()
-					if id := stage.session.held(); id != clientv3.NoLease {
+					stage.session.mu.Lock()
+					ids := stage.session.leases()
+					stage.session.mu.Unlock()
+					for _, id := range ids {
 						_, err := e.cli.Revoke(e.ctx, id)
 						require.NoError(t, err, what)
 					}
