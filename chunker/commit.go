@@ -194,12 +194,12 @@ func (w *write) holds(t *pb.TxnRequest) bool {
 // them. It returns errAgain where they are smaller than thought, else the error.
 func (w *write) refused(ctx context.Context, err error, asked, bytes, entry int) error {
 	switch {
-	case is(err, rpctypes.ErrTooManyOps) && asked > width(w.req):
+	case wire.Is(err, rpctypes.ErrTooManyOps) && asked > width(w.req):
 		if err := w.s.limits.learnOps(ctx, w.s.inner, asked); err != nil {
 			return err
 		}
 		return errAgain
-	case is(err, rpctypes.ErrRequestTooLarge) && bytes <= entry && !w.s.cfg.ReadOnly && w.s.limits.lowerEntry(int64(entry)):
+	case wire.Is(err, rpctypes.ErrRequestTooLarge) && bytes <= entry && !w.s.cfg.ReadOnly && w.s.limits.lowerEntry(int64(entry)):
 		w.drop() // their chunks may be too large now
 		return errAgain
 	}

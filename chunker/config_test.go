@@ -92,7 +92,7 @@ func TestEveryKnobTurns(t *testing.T) {
 				kv, _ := e.another(cfg)
 				_, err := kv.Put(e.ctx, "k", incompressible(200<<10, "r"))
 				require.NoError(t, err)
-				held, err := e.cli.TimeToLive(e.ctx, kv.stage.session.held())
+				held, err := e.cli.TimeToLive(e.ctx, kv.stage.session.Held())
 				require.NoError(t, err)
 				return held.GrantedTTL
 			}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kvwrap/kvwrap/internal/contract"
+	"github.com/kvwrap/kvwrap/internal/wire"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -45,7 +46,7 @@ func open(cfg Config) contract.Open {
 // disturb revokes the lease of unfinished writes, as if it had expired in a
 // partition, and sweeps.
 func disturb(ctx context.Context, s *Stage, cli *clientv3.Client) error {
-	if _, err := cli.Revoke(ctx, s.session.held()); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
+	if _, err := cli.Revoke(ctx, s.session.Held()); err != nil && !wire.Is(err, rpctypes.ErrLeaseNotFound) {
 		return err
 	}
 	_, err := s.Sweep(ctx)

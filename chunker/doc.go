@@ -44,7 +44,7 @@
 //     answers its comparisons, rewrite.go makes the requests and folds their
 //     responses back, arrange.go sorts what etcd could not sort.
 //   - draft.go and staging.go put chunks, under an anchor that proves that nobody
-//     has taken them away. session.go keeps the lease that anchors are on.
+//     has taken them away. internal/session keeps the lease that anchors are on.
 //     commit.go sends the write, evidence.go reads what is stored when it failed.
 //   - sweep.go deletes what writes have left behind, sweeper.go sees to it that
 //     one sweep runs at a time.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/wire"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -115,10 +116,10 @@ func passing(err error) bool {
 	if errors.As(err, &e) {
 		code = e.Code()
 	}
-	return code == codes.Unavailable || code == codes.Internal || is(err, rpctypes.ErrTooManyRequests)
+	return code == codes.Unavailable || code == codes.Internal || wire.Is(err, rpctypes.ErrTooManyRequests)
 }
 
-func compacted(err error) bool { return is(err, rpctypes.ErrCompacted) }
+func compacted(err error) bool { return wire.Is(err, rpctypes.ErrCompacted) }
 
 // endCompacted ends the watch at a revision that has been compacted, as etcd does:
 // with its own answer to a watch from that revision on, which says from which one

@@ -90,7 +90,7 @@ func (s *Stage) stateQuestion(key []byte, verify bool) question {
 				layout, err = s.readLists(ctx, kv, layout, e.revision)
 			}
 			switch {
-			case errors.Is(err, ErrDamaged), is(err, rpctypes.ErrCompacted), is(err, rpctypes.ErrFutureRev):
+			case errors.Is(err, ErrDamaged), wire.Is(err, rpctypes.ErrCompacted), wire.Is(err, rpctypes.ErrFutureRev):
 				// What cannot be read can be written over, and what has been
 				// overwritten meanwhile will show at the commit.
 				st.opaque = err
@@ -184,7 +184,7 @@ func (s *Stage) readAll(ctx context.Context, ranges []*pb.RangeRequest, revision
 		}
 		resp, err := s.inner.Txn(ctx, read)
 		switch {
-		case is(err, rpctypes.ErrTooManyOps) && len(batch) > 1:
+		case wire.Is(err, rpctypes.ErrTooManyOps) && len(batch) > 1:
 			if err := s.limits.learnOps(ctx, s.inner, len(batch)); err != nil {
 				return nil, 0, err
 			}

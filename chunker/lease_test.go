@@ -87,21 +87,21 @@ func TestAKeyThatAPlainClientMoved(t *testing.T) {
 func TestTheSessionIsLost(t *testing.T) {
 	e := newEnv(t, Config{}, nil)
 	e.put("k", text(500<<10, "a"))
-	first := e.kv.stage.session.held()
+	first := e.kv.stage.session.Held()
 	require.NotZero(t, first)
 	e.revoke(first)
 	e.put("k", incompressible(500<<10, "b"))
 	e.holds("k", incompressible(500<<10, "b"))
-	require.NotEqual(t, first, e.kv.stage.session.held())
+	require.NotEqual(t, first, e.kv.stage.session.Held())
 	require.Empty(t, e.orphans())
 }
 
 func TestCloseRevokesTheSession(t *testing.T) {
 	e := newEnv(t, Config{}, nil)
 	e.put("small", "value")
-	require.Zero(t, e.kv.stage.session.held(), "a lease for nothing")
+	require.Zero(t, e.kv.stage.session.Held(), "a lease for nothing")
 	e.put("k", text(500<<10, "a"))
-	id := e.kv.stage.session.held()
+	id := e.kv.stage.session.Held()
 	require.NoError(t, e.kv.Close())
 	require.NoError(t, e.kv.Close())
 	left, err := e.cli.TimeToLive(e.ctx, id)

@@ -2,9 +2,9 @@ package chunker
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 
+	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -107,18 +107,12 @@ func accepts(ctx context.Context, inner pb.KVClient, width int) (bool, error) {
 	}
 	_, err := inner.Txn(ctx, probe)
 	switch {
-	case is(err, rpctypes.ErrTooManyOps):
+	case wire.Is(err, rpctypes.ErrTooManyOps):
 		return false, nil
-	case is(err, rpctypes.ErrPermissionDenied): // which is checked after the width
+	case wire.Is(err, rpctypes.ErrPermissionDenied): // which is checked after the width
 		return true, nil
 	}
 	return err == nil, err
-}
-
-// is reports whether err is etcd's error target, as the client returns it or as
-// it came over the wire.
-func is(err, target error) bool {
-	return err != nil && errors.Is(rpctypes.Error(err), target)
 }
 
 // width returns the least --max-txn-ops with which a server accepts r: the most

@@ -110,7 +110,7 @@ func (s *Stage) permits(r *pb.TxnRequest) []permit {
 // where etcd has refused it for want of a permission, and would not have refused it
 // without what was added to it, a [*PermissionError]. Else it is err.
 func (s *Stage) denied(ctx context.Context, r *pb.TxnRequest, err error) error {
-	if !is(err, rpctypes.ErrPermissionDenied) {
+	if !wire.Is(err, rpctypes.ErrPermissionDenied) {
 		return err
 	}
 	var applied *AppliedError
@@ -122,7 +122,7 @@ func (s *Stage) denied(ctx context.Context, r *pb.TxnRequest, err error) error {
 	}
 	for batch := range slices.Chunk(s.permits(r), int(s.limits.ops.Load()+1)/2) {
 		i := sort.Search(len(batch), func(i int) bool {
-			return is(s.permitted(ctx, operations(batch[:i+1])...), rpctypes.ErrPermissionDenied)
+			return wire.Is(s.permitted(ctx, operations(batch[:i+1])...), rpctypes.ErrPermissionDenied)
 		})
 		if i < len(batch) {
 			return missingPermit(s.space, batch[i])

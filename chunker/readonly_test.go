@@ -54,5 +54,5 @@ func TestReadOnly(t *testing.T) {
 			}
 		})
 	}
-	require.Zero(t, reader.stage.session.held())
+	require.Zero(t, reader.stage.session.Held())
 }

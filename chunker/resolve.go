@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -79,7 +80,7 @@ func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Sour
 		for had := -1; err == nil && len(open) > 0 && len(src.Stored) > had; {
 			had = len(src.Stored)
 			err = s.fetch(ctx, open, src, at)
-			if at.revision != 0 && (is(err, rpctypes.ErrCompacted) || is(err, rpctypes.ErrFutureRev)) {
+			if at.revision != 0 && (wire.Is(err, rpctypes.ErrCompacted) || wire.Is(err, rpctypes.ErrFutureRev)) {
 				pinned, err = err, nil
 				break
 			}
@@ -91,7 +92,7 @@ func (s *Stage) complete(ctx context.Context, open []unresolved, src format.Sour
 	switch {
 	case err != nil || len(open) == 0:
 		return err
-	case is(pinned, rpctypes.ErrCompacted):
+	case wire.Is(pinned, rpctypes.ErrCompacted):
 		return pinned // and what is missing need not be damaged
 	}
 	_, err = open[0].layout.Value(src)
@@ -117,7 +118,7 @@ func missing(err error) bool {
 
 // overtaken reports whether err may be because the value was overwritten between
 // the read of the key and that of its chunks, so that it may help to read again.
-func overtaken(err error) bool { return missing(err) || is(err, rpctypes.ErrCompacted) }
+func overtaken(err error) bool { return missing(err) || wire.Is(err, rpctypes.ErrCompacted) }
 
 // parse reads what is stored at a key and is not plain: the value of an envelope,
 // or the layout of a chunked value of most bytes or less, as far as its manifest

@@ -147,13 +147,13 @@ func TestASweepAcrossARestore(t *testing.T) {
 // has staged, for longer than it tries.
 func TestASessionThatIsGivenUp(t *testing.T) {
 	e := newEnv(t, Config{}, nil)
-	lease, err := e.kv.stage.session.get(e.ctx)
+	lease, err := e.kv.stage.session.Get(e.ctx)
 	require.NoError(t, err)
-	e.kv.stage.session.retire(lease)
-	again, err := e.kv.stage.session.get(e.ctx)
+	e.kv.stage.session.Retire(lease)
+	again, err := e.kv.stage.session.Get(e.ctx)
 	require.NoError(t, err)
 	require.NotEqual(t, lease, again)
-	e.kv.stage.session.retire(lease) // is another's now
-	require.Equal(t, again, e.kv.stage.session.held())
+	e.kv.stage.session.Retire(lease) // is another's now
+	require.Equal(t, again, e.kv.stage.session.Held())
 	require.NotEqual(t, clientv3.NoLease, again)
 }

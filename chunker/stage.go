@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/history"
+	"github.com/kvwrap/kvwrap/internal/session"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -29,7 +30,7 @@ type Stage struct {
 	cache  *cache
 	stats  counters
 
-	session   *session
+	session   *session.Session
 	sweepPace *rate.Limiter
 	stopSweep context.CancelFunc // the background's
 	ctx       context.Context    // of background work; ends with Close
@@ -55,7 +56,7 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 	s := &Stage{
 		cfg: cfg, space: space,
 		cache:     newCache(cfg.CacheBytes),
-		session:   newSession(cfg.Lease, cfg.SessionTTL),
+		session:   session.New(cfg.Lease, cfg.SessionTTL, ErrClosed),
 		sweepPace: rate.NewLimiter(rate.Limit(cfg.SweepRate), 1),
 	}
 	s.inner = history.Over(inner, s.cache.clear)
@@ -130,7 +131,7 @@ func (s *Stage) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	if err := s.session.close(ctx); err != nil {
+	if err := s.session.Close(ctx); err != nil {
 		return fmt.Errorf("chunker: revoking the lease of unfinished writes, which expires %v from now: %w", s.cfg.SessionTTL, err)
 	}
 	return nil
@@ -158,7 +159,7 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 		if whole && err == nil {
 			s.stats.oversized.Add(1)
 		}
-		if whole || !is(err, rpctypes.ErrRequestTooLarge) || s.cfg.ReadOnly || !s.limits.lowerEntry(entry) {
+		if whole || !wire.Is(err, rpctypes.ErrRequestTooLarge) || s.cfg.ReadOnly || !s.limits.lowerEntry(entry) {
 			return resp, err
 		}
 	}

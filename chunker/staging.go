@@ -80,7 +80,7 @@ func (s *Stage) stage(ctx context.Context, d *draft) error {
 // dropAnchor makes the anchor of d and puts the first batch of its chunks.
 func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp) error {
 	for {
-		lease, err := s.session.get(ctx)
+		lease, err := s.session.Get(ctx)
 		if err != nil {
 			return err
 		}
@@ -90,9 +90,9 @@ func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp)
 			Compare: []*pb.Compare{compareCreate(anchor.Key, 0)},
 			Success: append([]*pb.RequestOp{wire.Put(anchor)}, batch...),
 		})
-		if is(err, rpctypes.ErrLeaseNotFound) {
+		if wire.Is(err, rpctypes.ErrLeaseNotFound) {
 			// The session's, or that of the put?
-			if lost, lerr := s.session.lost(ctx, lease); lerr != nil {
+			if lost, lerr := s.session.Lost(ctx, lease); lerr != nil {
 				return lerr
 			} else if lost {
 				continue
@@ -202,7 +202,7 @@ func (s *Stage) abandon(d *draft) {
 	if d.anchor != 0 {
 		txn.Compare = []*pb.Compare{compareCreate(d.anchorKey(), d.anchor)}
 	} else { // no commit was ever sent, and what may be there is nobody's
-		s.session.retire(d.session)
+		s.session.Retire(d.session)
 	}
 	s.inBackground(func() {
 		for wait := 50 * time.Millisecond; wait < time.Minute; wait *= 2 {
@@ -218,6 +218,6 @@ func (s *Stage) abandon(d *draft) {
 				return
 			}
 		}
-		s.session.retire(d.session)
+		s.session.Retire(d.session)
 	})
 }

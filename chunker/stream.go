@@ -115,7 +115,7 @@ func (st *stream) receive() (*pb.RangeStreamResponse, error) {
 		switch {
 		case err == io.EOF && len(st.open) > 1:
 			st.open = st.open[1:]
-		case is(err, rpctypes.ErrFutureRev) && st.serializable && st.req.Revision == 0:
+		case wire.Is(err, rpctypes.ErrFutureRev) && st.serializable && st.req.Revision == 0:
 			st.serializable = false // this member is behind the one that the part before came from
 		case err != nil:
 			return nil, err

@@ -59,7 +59,7 @@ func (s *Stage) Sweep(ctx context.Context) (SweepResult, error) {
 
 // sweepDenied says what a sweep takes in permissions, where err is that it lacks one.
 func (s *Stage) sweepDenied(err error) error {
-	if !is(err, rpctypes.ErrPermissionDenied) {
+	if !wire.Is(err, rpctypes.ErrPermissionDenied) {
 		return err
 	}
 	all := s.space.All()
@@ -113,7 +113,7 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 			return err
 		}
 		e, err := s.ask(ctx, []question{s.stateQuestion(key, true), lock.question()})
-		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) || errors.Is(err, ErrValueTooLarge) || is(err, rpctypes.ErrPermissionDenied) {
+		if errors.Is(err, ErrUnknownFormat) || errors.Is(err, ErrPrefixMismatch) || errors.Is(err, ErrValueTooLarge) || wire.Is(err, rpctypes.ErrPermissionDenied) {
 			break
 		}
 		if err != nil {
@@ -136,12 +136,12 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 		txn := s.sweepTxn(key, st, garbage, lock)
 		resp, err := s.inner.Txn(ctx, txn)
 		switch {
-		case is(err, rpctypes.ErrTooManyOps) && len(txn.Success) > 1:
+		case wire.Is(err, rpctypes.ErrTooManyOps) && len(txn.Success) > 1:
 			if err := s.limits.learnOps(ctx, s.inner, width(txn)); err != nil {
 				return err
 			}
 			continue
-		case is(err, rpctypes.ErrRequestTooLarge) && len(txn.Success) > 1 && s.limits.lowerEntry(entry):
+		case wire.Is(err, rpctypes.ErrRequestTooLarge) && len(txn.Success) > 1 && s.limits.lowerEntry(entry):
 			continue
 		case err != nil:
 			return err

@@ -131,10 +131,7 @@ func TestEveryStepMayBeTheLast(t *testing.T) {
 
 					// Its lease ends.
 					stage.cancel()
-					stage.session.mu.Lock()
-					ids := stage.session.leases()
-					stage.session.mu.Unlock()
-					for _, id := range ids {
+					for _, id := range stage.session.Leases() {
 						_, err := e.cli.Revoke(e.ctx, id)
 						require.NoError(t, err, what)
 					}

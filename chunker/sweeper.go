@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/session"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -80,7 +81,7 @@ func (s *Stage) tryLock(ctx context.Context, absent ...[]byte) (lock *sweepLock,
 		}
 		take.Compare = append(take.Compare, compareCreate(key, 0))
 	}
-	granted, err := s.cfg.Lease.Grant(ctx, seconds(s.cfg.SessionTTL))
+	granted, err := s.cfg.Lease.Grant(ctx, session.Seconds(s.cfg.SessionTTL))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -147,7 +148,7 @@ func (s *Stage) sweepIfDue(ctx context.Context) (result SweepResult, due bool, e
 	if result, err = s.sweep(ctx, lock); err != nil {
 		return result, true, err
 	}
-	granted, err := s.cfg.Lease.Grant(ctx, seconds(s.cfg.SweepInterval/2))
+	granted, err := s.cfg.Lease.Grant(ctx, session.Seconds(s.cfg.SweepInterval/2))
 	if err != nil {
 		return result, true, err
 	}

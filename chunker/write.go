@@ -217,7 +217,7 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 		case errors.Is(err, errAnchorGone):
 			delete(w.drafts, d.put)
 			return nil, w.again()
-		case is(err, rpctypes.ErrLeaseNotFound) && d.put.IgnoreLease:
+		case wire.Is(err, rpctypes.ErrLeaseNotFound) && d.put.IgnoreLease:
 			// The lease is the one that the key had, and the key has gone with it.
 			if err := w.gather(ctx); err != nil {
 				return nil, err

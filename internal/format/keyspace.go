@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/kvwrap/kvwrap/internal/keys"
 )
 
 // Token names one attempt to write one value: 128 random bits, never used
@@ -56,7 +58,6 @@ const (
 var (
 	terminator = []byte{0x00, 0x01} // ends an escaped key
 	afterKey   = []byte{0x00, 0x02} // the bound above all that follows a terminator
-	fromKey    = []byte{0x00}       // the range end that etcd reads as "no end"
 )
 
 // NewKeyspace returns the key space reserved by prefix.
@@ -64,7 +65,7 @@ func NewKeyspace(prefix string) (Keyspace, error) {
 	if prefix == "" || len(prefix) > maxPrefixBytes {
 		return Keyspace{}, fmt.Errorf("reserved prefix %q has %d bytes: choose 1 to %d bytes", prefix, len(prefix), maxPrefixBytes)
 	}
-	if prefix == string(fromKey) {
+	if prefix == "\x00" {
 		return Keyspace{}, fmt.Errorf("reserved prefix %q is what etcd reads as \"no end\" of a range: choose another, as \"\\x00kvw/\"", prefix)
 	}
 	end := prefixEnd([]byte(prefix))
@@ -93,73 +94,11 @@ func (k Keyspace) Prefix() string { return string(k.prefix) }
 // Reserved reports whether key lies in the reserved part.
 func (k Keyspace) Reserved(key []byte) bool { return bytes.HasPrefix(key, k.prefix) }
 
-// Range is a range of keys as etcd's requests give it: one key where End is
-// empty, all keys from Key on where End is a single 00, else Key <= k < End.
-type Range struct {
-	Key, End []byte
-}
-
-// Single reports whether r is one key.
-func (r Range) Single() bool { return len(r.End) == 0 }
-
-func (r Range) unbounded() bool { return bytes.Equal(r.End, fromKey) }
-
-// Empty reports whether no key can lie in r.
-func (r Range) Empty() bool {
-	return !r.Single() && !r.unbounded() && bytes.Compare(r.Key, r.End) >= 0
-}
-
-// Contains reports whether key lies in r.
-func (r Range) Contains(key []byte) bool {
-	if r.Single() {
-		return bytes.Equal(r.Key, key)
-	}
-	return bytes.Compare(r.Key, key) <= 0 && (r.unbounded() || bytes.Compare(key, r.End) < 0)
-}
-
-// Overlaps reports whether a key can lie in both r and o.
-func (r Range) Overlaps(o Range) bool {
-	switch {
-	case r.Empty() || o.Empty():
-		return false
-	case r.Single():
-		return o.Contains(r.Key)
-	case o.Single():
-		return r.Contains(o.Key)
-	}
-	return (r.unbounded() || bytes.Compare(o.Key, r.End) < 0) &&
-		(o.unbounded() || bytes.Compare(r.Key, o.End) < 0)
-}
+// Range is a range of keys as etcd's requests give it.
+type Range = keys.Range
 
 // Meets reports whether r and the reserved part have keys in common.
 func (k Keyspace) Meets(r Range) bool { return r.Overlaps(k.All()) }
-
-// Covers reports whether all keys of o are in r.
-func (r Range) Covers(o Range) bool {
-	if o.Single() {
-		return r.Contains(o.Key)
-	}
-	return !r.Single() && bytes.Compare(r.Key, o.Key) <= 0 &&
-		(r.unbounded() || !o.unbounded() && bytes.Compare(o.End, r.End) <= 0)
-}
-
-// Intersect returns the keys that are in both r and o, which overlap.
-func (r Range) Intersect(o Range) Range {
-	switch {
-	case r.Single():
-		return r
-	case o.Single():
-		return o
-	}
-	both := r
-	if bytes.Compare(o.Key, r.Key) > 0 {
-		both.Key = o.Key
-	}
-	if r.unbounded() || !o.unbounded() && bytes.Compare(o.End, r.End) < 0 {
-		both.End = o.End
-	}
-	return both
-}
 
 // Logical returns r without the reserved part, in order: r itself where the two
 // do not meet, else what lies below and what lies above.
@@ -171,10 +110,10 @@ func (k Keyspace) Logical(r Range) []Range {
 		return nil
 	}
 	var parts []Range
-	if below := (Range{r.Key, k.prefix}); !below.Empty() {
+	if below := (Range{Key: r.Key, End: k.prefix}); !below.Empty() {
 		parts = append(parts, below)
 	}
-	if above := (Range{k.end, r.End}); !above.Empty() {
+	if above := (Range{Key: k.end, End: r.End}); !above.Empty() {
 		parts = append(parts, above)
 	}
 	return parts
@@ -186,11 +125,11 @@ func (k Keyspace) Chunks(r Range) Range {
 	escaped := func(key []byte) []byte { return escape(bytes.Clone(k.prefix), key) }
 	switch {
 	case r.Single():
-		return Range{append(escaped(r.Key), terminator...), append(escaped(r.Key), afterKey...)}
-	case r.unbounded():
-		return Range{escaped(r.Key), k.end}
+		return Range{Key: append(escaped(r.Key), terminator...), End: append(escaped(r.Key), afterKey...)}
+	case r.Unbounded():
+		return Range{Key: escaped(r.Key), End: k.end}
 	}
-	return Range{escaped(r.Key), escaped(r.End)}
+	return Range{Key: escaped(r.Key), End: escaped(r.End)}
 }
 
 // ChunkKey returns the key of a chunk of the logical key.
@@ -204,11 +143,11 @@ func (k Keyspace) ChunkKey(key []byte, id ID) []byte {
 
 // ChunkKeyLen returns the length of the key of each chunk of the logical key.
 func (k Keyspace) ChunkKeyLen(key []byte) int {
-	return len(k.prefix) + len(key) + bytes.Count(key, fromKey) + len(terminator) + idBytes
+	return len(k.prefix) + len(key) + bytes.Count(key, []byte{0}) + len(terminator) + idBytes
 }
 
 // All returns the reserved range.
-func (k Keyspace) All() Range { return Range{k.prefix, k.end} }
+func (k Keyspace) All() Range { return Range{Key: k.prefix, End: k.end} }
 
 // Own returns a key of kvwrap's own, to which no logical key maps.
 func (k Keyspace) Own(name string) []byte {
@@ -217,7 +156,7 @@ func (k Keyspace) Own(name string) []byte {
 
 // IDs returns the range of the chunk keys from first to last, both included.
 func (k Keyspace) IDs(key []byte, first, last ID) Range {
-	return Range{k.ChunkKey(key, first), append(k.ChunkKey(key, last), 0)}
+	return Range{Key: k.ChunkKey(key, first), End: append(k.ChunkKey(key, last), 0)}
 }
 
 // ChunkID returns the id at the end of a chunk key. It does not look at the rest.

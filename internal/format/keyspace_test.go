@@ -93,54 +93,10 @@ func TestLogicalIsTheRangeWithoutTheReservedPart(t *testing.T) {
 	}
 }
 
-func TestRangesOverlapWhereTheyShareAKey(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		draw := func(name string) Range {
-			r := Range{Key: anyKey.Draw(t, name)}
-			if rapid.Bool().Draw(t, "ranged") {
-				r.End = anyKey.Draw(t, "end")
-			}
-			return r
-		}
-		a, b := draw("a"), draw("b")
-		require.Equal(t, a.Overlaps(b), b.Overlaps(a))
-		// If they share a key, the greater of their beginnings is one.
-		first := a.Key
-		if bytes.Compare(b.Key, first) > 0 {
-			first = b.Key
-		}
-		require.Equal(t, a.Contains(first) && b.Contains(first), a.Overlaps(b), "%q, %q", a, b)
-	})
-}
-
 func TestNewKeyspaceRefuses(t *testing.T) {
 	for _, prefix := range []string{"", strings.Repeat("x", maxPrefixBytes+1), "\x00", "\xff", "\xff\xff"} {
 		_, err := NewKeyspace(prefix)
 		require.Error(t, err)
 		require.Contains(t, err.Error(), "choose")
 	}
-}
-
-// TestIntersectAndCover hold the two to what they say of every key.
-func TestIntersectAndCover(t *testing.T) {
-	keys := []string{"a", "a\x00", "b", "c", "\xff"}
-	draw := func(t *rapid.T) Range {
-		return Range{[]byte(rapid.SampledFrom(keys).Draw(t, "from")), []byte(rapid.SampledFrom(append([]string{"", "\x00"}, keys...)).Draw(t, "to"))}
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		r, o := draw(t), draw(t)
-		if !r.Overlaps(o) {
-			return
-		}
-		both, all := r.Intersect(o), true
-		for _, key := range keys {
-			k := []byte(key)
-			require.Equal(t, r.Contains(k) && o.Contains(k), both.Contains(k), "%q in %q and %q", k, r, o)
-			all = all && (!o.Contains(k) || r.Contains(k))
-		}
-		if r.Covers(o) {
-			require.True(t, all, "%q covers %q", r, o)
-		}
-		require.True(t, r.Covers(both) && o.Covers(both), "%q, %q: %q", r, o, both)
-	})
 }

@@ -29,7 +29,7 @@
 //     at the most.
 //
 // The files follow the chunker's: store.go is etcd; writer.go is draft.go,
-// staging.go, commit.go and session.go there; sweep.go the sweep. model.go has
+// staging.go and commit.go there, and internal/session; sweep.go the sweep. model.go has
 // the configuration, the environment and who moves when, explore.go visits the
 // states. variant.go names departures from the protocol, most of them unsafe:
 // the test finds each of them out, which shows that the model can see a fault.

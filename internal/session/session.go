@@ -1,4 +1,6 @@
-package chunker
+// Package session keeps a lease of this process: what stands in etcd for its being
+// alive. Stages attach to it what is to go when the process has.
+package session
 
 import (
 	"context"
@@ -11,12 +13,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// session holds the lease that the anchors of this process are attached to. The
-// lease is granted when it is first needed, kept alive until close, and granted
-// anew after it was lost, for instance in a long partition.
-type session struct {
-	lease clientv3.Lease
-	ttl   time.Duration
+// Session holds a lease. It is granted when it is first needed, kept alive until
+// Close, and granted anew after it was lost, for instance in a long partition. Its
+// methods are safe for concurrent use.
+type Session struct {
+	lease  clientv3.Lease
+	ttl    time.Duration
+	closed error
 
 	ctx    context.Context // of the lease's keep-alive; ends with close
 	cancel context.CancelFunc
@@ -29,16 +32,18 @@ type session struct {
 	retired []retired          // leases
 }
 
-func newSession(lease clientv3.Lease, ttl time.Duration) *session {
-	s := &session{lease: lease, ttl: ttl, turn: make(chan struct{}, 1)}
+// New returns a session whose leases live for ttl. Get returns the error closed once
+// Close was called. Nothing is sent.
+func New(lease clientv3.Lease, ttl time.Duration, closed error) *Session {
+	s := &Session{lease: lease, ttl: ttl, closed: closed, turn: make(chan struct{}, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.turn <- struct{}{}
 	return s
 }
 
-// get returns the lease, granting one where none is held.
-func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
-	if id := s.held(); id != clientv3.NoLease {
+// Get returns the lease, granting one where none is held.
+func (s *Session) Get(ctx context.Context) (clientv3.LeaseID, error) {
+	if id := s.Held(); id != clientv3.NoLease {
 		return id, nil
 	}
 	select {
@@ -47,15 +52,15 @@ func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
 	case <-ctx.Done():
 		return clientv3.NoLease, ctx.Err()
 	case <-s.ctx.Done():
-		return clientv3.NoLease, ErrClosed
+		return clientv3.NoLease, s.closed
 	}
-	if id := s.held(); id != clientv3.NoLease {
+	if id := s.Held(); id != clientv3.NoLease {
 		return id, nil
 	}
 	if s.ctx.Err() != nil {
-		return clientv3.NoLease, ErrClosed
+		return clientv3.NoLease, s.closed
 	}
-	granted, err := s.lease.Grant(ctx, seconds(s.ttl))
+	granted, err := s.lease.Grant(ctx, Seconds(s.ttl))
 	if err != nil {
 		return clientv3.NoLease, err
 	}
@@ -68,13 +73,13 @@ func (s *session) get(ctx context.Context) (clientv3.LeaseID, error) {
 	if !s.hold(granted.ID, alive, end) {
 		end()
 		_, err := s.lease.Revoke(ctx, granted.ID) // closed meanwhile
-		return clientv3.NoLease, errors.Join(ErrClosed, err)
+		return clientv3.NoLease, errors.Join(s.closed, err)
 	}
 	return granted.ID, nil
 }
 
 // hold keeps the lease, unless the session is closed.
-func (s *session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse, end context.CancelFunc) bool {
+func (s *Session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse, end context.CancelFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
@@ -90,13 +95,14 @@ func (s *session) hold(id clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliv
 	return true
 }
 
-func (s *session) held() clientv3.LeaseID {
+// Held returns the lease that is held, [clientv3.NoLease] where none is.
+func (s *Session) Held() clientv3.LeaseID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.id
 }
 
-func (s *session) forget(id clientv3.LeaseID) {
+func (s *Session) forget(id clientv3.LeaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.id == id {
@@ -104,9 +110,8 @@ func (s *session) forget(id clientv3.LeaseID) {
 	}
 }
 
-// retire lets the lease id expire. Writes that have their anchors on it begin
-// again when these are gone.
-func (s *session) retire(id clientv3.LeaseID) {
+// Retire lets the lease id expire. Get returns another one from now on.
+func (s *Session) Retire(id clientv3.LeaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.id != id || id == clientv3.NoLease {
@@ -125,8 +130,15 @@ type retired struct {
 	at time.Time
 }
 
-// leases returns those that anchors of this process may be on. It is called under mu.
-func (s *session) leases() (ids []clientv3.LeaseID) {
+// Leases returns the one that is held and those that are left to expire.
+func (s *Session) Leases() []clientv3.LeaseID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leases()
+}
+
+// leases is Leases under mu.
+func (s *Session) leases() (ids []clientv3.LeaseID) {
 	if s.id != clientv3.NoLease {
 		ids = append(ids, s.id)
 	}
@@ -136,12 +148,12 @@ func (s *session) leases() (ids []clientv3.LeaseID) {
 	return ids
 }
 
-// seconds returns d as the time to live of a lease, rounded up.
-func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+// Seconds returns d as the time to live of a lease, rounded up.
+func Seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// lost is told that a request that names the lease id found a lease missing. It
+// Lost is told that a request that names the lease id found a lease missing. It
 // reports whether it was this one, which is then forgotten.
-func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
+func (s *Session) Lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 	left, err := s.lease.TimeToLive(ctx, id)
 	if err != nil || left.TTL >= 0 { // -1 where there is none
 		return false, err
@@ -150,16 +162,15 @@ func (s *session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 	return true, nil
 }
 
-// close revokes the leases, and with them the anchors of writes that are still
-// under way.
-func (s *session) close(ctx context.Context) error {
+// Close revokes the leases, and with them what is attached to them.
+func (s *Session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.cancel()
 	ids := s.leases() // before the end of its keep-alive makes the session forget one
 	s.mu.Unlock()
 	s.wg.Wait()
 	for _, id := range ids {
-		if _, err := s.lease.Revoke(ctx, id); err != nil && !is(err, rpctypes.ErrLeaseNotFound) {
+		if _, err := s.lease.Revoke(ctx, id); err != nil && !errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound) {
 			return err
 		}
 	}
