@@ -28,7 +28,7 @@ type commit struct {
 }
 
 // narrowEnough reports whether the server allows so many operations.
-func (c *commit) narrowEnough() bool { return width(c.req) <= c.ops }
+func (c *commit) narrowEnough() bool { return wire.Width(c.req) <= c.ops }
 
 func (c *commit) fits() bool { return c.narrowEnough() && c.bytes <= c.entry && c.clean }
 
@@ -110,7 +110,7 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 func (w *write) commit(ctx context.Context, c *commit) (*pb.TxnResponse, error) {
 	resp, err := w.s.inner.Txn(ctx, c.req)
 	if err != nil {
-		return nil, w.refused(ctx, err, width(c.req), c.bytes, c.entry)
+		return nil, w.refused(ctx, err, wire.Width(c.req), c.bytes, c.entry)
 	}
 	if resp.Succeeded {
 		if c.bytes > c.entry {
@@ -194,7 +194,7 @@ func (w *write) holds(t *pb.TxnRequest) bool {
 // them. It returns errAgain where they are smaller than thought, else the error.
 func (w *write) refused(ctx context.Context, err error, asked, bytes, entry int) error {
 	switch {
-	case wire.Is(err, rpctypes.ErrTooManyOps) && asked > width(w.req):
+	case wire.Is(err, rpctypes.ErrTooManyOps) && asked > wire.Width(w.req):
 		if err := w.s.limits.learnOps(ctx, w.s.inner, asked); err != nil {
 			return err
 		}
@@ -223,7 +223,7 @@ func (w *write) narrower() bool {
 }
 
 func (w *write) tooWide(r *pb.TxnRequest) error {
-	return &TxnTooWideError{Ops: width(r), Most: int(w.s.limits.ops.Load())}
+	return &TxnTooWideError{Ops: wire.Width(r), Most: int(w.s.limits.ops.Load())}
 }
 
 // minExtraBytes is the length from which on a manifest is worth it in place of a
@@ -289,7 +289,7 @@ func (w *write) send(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, er
 	}
 	resp, err := w.s.inner.Txn(ctx, r)
 	if err != nil {
-		return nil, w.refused(ctx, err, width(r), bytes, entry)
+		return nil, w.refused(ctx, err, wire.Width(r), bytes, entry)
 	}
 	if bytes > entry {
 		w.s.stats.oversized.Add(1)

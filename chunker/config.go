@@ -100,6 +100,12 @@ const (
 	minChunkBytes    = 256
 )
 
+// Validate returns the error that [New] would, which joins all that is wrong.
+func (c Config) Validate() error {
+	_, _, err := c.filled()
+	return err
+}
+
 // filled returns c with its defaults, or an error that joins all that is wrong.
 func (c Config) filled() (Config, format.Keyspace, error) {
 	var errs []error
@@ -144,6 +150,14 @@ func (c Config) filled() (Config, format.Keyspace, error) {
 	c.ReservedPrefix = cmp.Or(c.ReservedPrefix, defaultReservedPrefix)
 	space, err := c.space()
 	return c, space, errors.Join(append(errs, err)...)
+}
+
+// OwnPrefix returns the prefix of keys below the reserved one that another stage may use,
+// under a name of its own. No key of the application's maps to them, and none is shown to
+// it. The configuration has to be valid.
+func (c Config) OwnPrefix(name string) string {
+	space, _ := c.space()
+	return string(space.Own(name)) + "/"
 }
 
 // space returns the part of the key space that is reserved for chunks.

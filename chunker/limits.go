@@ -114,19 +114,3 @@ func accepts(ctx context.Context, inner pb.KVClient, width int) (bool, error) {
 	}
 	return err == nil, err
 }
-
-// width returns the least --max-txn-ops with which a server accepts r: the most
-// comparisons or operations of one branch, and below them the width of a nested
-// transaction, which gets what its parent leaves (checkTxnRequest in
-// etcdserver/api/v3rpc/key.go).
-func width(r *pb.TxnRequest) int {
-	nested := 0
-	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
-		for _, op := range branch {
-			if t := op.GetRequestTxn(); t != nil {
-				nested = max(nested, width(t))
-			}
-		}
-	}
-	return max(len(r.Compare), len(r.Success), len(r.Failure)) + nested
-}

@@ -40,6 +40,13 @@ func (c Config) ChunkRange(key, rangeEnd string) (from, to string, err error) {
 	return string(chunks.Key), string(chunks.End), nil
 }
 
+// ChunkPrefix returns the prefix of the keys that hold the chunks of the keys with a
+// prefix, and of no others. The configuration has to be valid.
+func (c Config) ChunkPrefix(prefix string) string {
+	space, _ := c.space()
+	return string(space.ChunkPrefix([]byte(prefix)))
+}
+
 // granted returns the range of chunks that is to be granted beside r. One key is
 // taken as the range that holds it alone, so that what is next to each other stays
 // so: etcd allows a request whose range several permissions cover together.

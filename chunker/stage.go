@@ -152,8 +152,7 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 	if err := s.checkPut(r); err != nil {
 		return nil, err
 	}
-	if entry := s.limits.entry.Load(); !r.PrevKv && !r.IgnoreValue && format.Plain(r.Value) &&
-		!s.large(r) && s.cache.get(r.Key) == nil {
+	if entry := s.limits.entry.Load(); s.passes(r) {
 		resp, err := s.inner.Put(ctx, r)
 		whole := oversized(r, entry)
 		if whole && err == nil {
@@ -170,6 +169,20 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 	put := resp.Responses[0].GetResponsePut()
 	put.Header = resp.Header
 	return put, nil
+}
+
+// passes reports whether r changes nothing about chunks, as far as is known.
+func (s *Stage) passes(r *pb.PutRequest) bool {
+	return !r.PrevKv && !r.IgnoreValue && format.Plain(r.Value) && !s.large(r) && s.cache.get(r.Key) == nil
+}
+
+// Passes reports whether Put would send r as it is, or returns Put's error for what it
+// refuses. For a caller who has another way to send it.
+func (s *Stage) Passes(r *pb.PutRequest) (bool, error) {
+	if err := s.checkPut(r); err != nil {
+		return false, err
+	}
+	return s.passes(r), nil
 }
 
 // DeleteRange implements pb.KVClient.

@@ -13,7 +13,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 const (
@@ -79,25 +79,13 @@ func (s *Stage) stage(ctx context.Context, d *draft) error {
 
 // dropAnchor makes the anchor of d and puts the first batch of its chunks.
 func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp) error {
-	for {
-		lease, err := s.session.Get(ctx)
-		if err != nil {
-			return err
-		}
+	return s.session.With(ctx, func(lease clientv3.LeaseID) error {
 		anchor := &pb.PutRequest{Key: d.anchorKey(), Value: anchorValue(), Lease: int64(lease)}
 		d.sent, d.session = true, lease
 		resp, err := s.inner.Txn(ctx, &pb.TxnRequest{
 			Compare: []*pb.Compare{compareCreate(anchor.Key, 0)},
 			Success: append([]*pb.RequestOp{wire.Put(anchor)}, batch...),
 		})
-		if wire.Is(err, rpctypes.ErrLeaseNotFound) {
-			// The session's, or that of the put?
-			if lost, lerr := s.session.Lost(ctx, lease); lerr != nil {
-				return lerr
-			} else if lost {
-				continue
-			}
-		}
 		if err != nil {
 			return err
 		}
@@ -106,7 +94,7 @@ func (s *Stage) dropAnchor(ctx context.Context, d *draft, batch []*pb.RequestOp)
 		}
 		d.anchor, d.latest = resp.Header.Revision, resp.Header.Revision
 		return nil
-	}
+	})
 }
 
 // batches packs the puts of the chunks that are not staged into proposals.

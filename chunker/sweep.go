@@ -137,7 +137,7 @@ func (s *Stage) sweepKey(ctx context.Context, key []byte, lock *sweepLock, resul
 		resp, err := s.inner.Txn(ctx, txn)
 		switch {
 		case wire.Is(err, rpctypes.ErrTooManyOps) && len(txn.Success) > 1:
-			if err := s.limits.learnOps(ctx, s.inner, width(txn)); err != nil {
+			if err := s.limits.learnOps(ctx, s.inner, wire.Width(txn)); err != nil {
 				return err
 			}
 			continue

@@ -3,10 +3,10 @@ package chunker
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/session"
+	"github.com/kvwrap/kvwrap/internal/wait"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -56,7 +56,7 @@ func (s *Stage) lockSweep(ctx context.Context) (*sweepLock, error) {
 			return lock, err
 		}
 		select {
-		case <-time.After(jittered(lockPoll)):
+		case <-time.After(wait.Jittered(lockPoll)):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("chunker: waiting for the sweep of %s to end: %w", holder, ctx.Err())
 		}
@@ -112,15 +112,12 @@ func (s *Stage) tryLock(ctx context.Context, absent ...[]byte) (lock *sweepLock,
 	return lock, nil, nil
 }
 
-// jittered returns a duration between half of d and one and a half times as much.
-func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }
-
 // sweepRegularly sweeps about every Config.SweepInterval until ctx ends, unless
 // another client of the cluster has.
 func (s *Stage) sweepRegularly(ctx context.Context) {
 	for {
 		select {
-		case <-time.After(jittered(s.cfg.SweepInterval)):
+		case <-time.After(wait.Jittered(s.cfg.SweepInterval)):
 		case <-ctx.Done():
 			return
 		}

@@ -125,10 +125,10 @@ func (w *write) wantsState(p *pb.PutRequest) bool { return p.IgnoreValue || w.ch
 func (w *write) asItIs(ctx context.Context) (*pb.TxnResponse, error) {
 	rw := w.rewriter(&plan{})
 	r, fold := rw.txn(w.req)
-	if _, err := w.s.limits.reach(ctx, w.s.inner, width(r)); err != nil {
+	if _, err := w.s.limits.reach(ctx, w.s.inner, wire.Width(r)); err != nil {
 		return nil, err
 	}
-	for width(r) > int(w.s.limits.ops.Load()) && rw.narrow(wire.Writes(r)) {
+	for wire.Width(r) > int(w.s.limits.ops.Load()) && rw.narrow(wire.Writes(r)) {
 		r, fold = rw.txn(w.req)
 	}
 	if err := w.allowed(ctx, r); err != nil {
@@ -155,7 +155,7 @@ func (w *write) asItIs(ctx context.Context) (*pb.TxnResponse, error) {
 // transaction so many operations, whatever r, which is sent for it, has; and an
 // error where it does not allow r, which has more.
 func (w *write) allowed(ctx context.Context, r *pb.TxnRequest) error {
-	asked, sent := width(w.req), width(r)
+	asked, sent := wire.Width(w.req), wire.Width(r)
 	ok, err := w.s.limits.allow(ctx, w.s.inner, asked, min(sent, int(w.s.limits.ops.Load())))
 	switch {
 	case err != nil:
@@ -189,7 +189,7 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 	}
 	c := w.assemble(p, true)
 	if !c.narrowEnough() {
-		switch ok, err := w.s.limits.reach(ctx, w.s.inner, width(c.req)); {
+		switch ok, err := w.s.limits.reach(ctx, w.s.inner, wire.Width(c.req)); {
 		case err != nil:
 			return nil, err
 		case ok:

@@ -132,6 +132,12 @@ func (k Keyspace) Chunks(r Range) Range {
 	return Range{Key: escaped(r.Key), End: escaped(r.End)}
 }
 
+// ChunkPrefix returns the prefix of the keys of the chunks of all logical keys with a
+// prefix.
+func (k Keyspace) ChunkPrefix(prefix []byte) []byte {
+	return escape(bytes.Clone(k.prefix), prefix)
+}
+
 // ChunkKey returns the key of a chunk of the logical key.
 func (k Keyspace) ChunkKey(key []byte, id ID) []byte {
 	b := make([]byte, 0, k.ChunkKeyLen(key))

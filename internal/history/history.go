@@ -25,11 +25,12 @@ import (
 // A cluster that was restored and has come to higher revisions in the meantime
 // passes unnoticed, so that nothing may be wrong that rests on this, only slow.
 // Restarted may be called more often than once for one restore.
-func Over(inner pb.KVClient, restarted func()) pb.KVClient {
-	return &observed{KVClient: inner, restarted: restarted}
+func Over(inner pb.KVClient, restarted func()) *Stage {
+	return &Stage{KVClient: inner, restarted: restarted}
 }
 
-type observed struct {
+// Stage passes every request on. It is safe for concurrent use.
+type Stage struct {
 	pb.KVClient // RangeStream, which has its header at the end, is left alone
 	restarted   func()
 
@@ -38,28 +39,35 @@ type observed struct {
 	highest int64  // revision
 }
 
-func (o *observed) Range(ctx context.Context, r *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
+func (o *Stage) Range(ctx context.Context, r *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
 	return observe(o, r.Serializable, func() (*pb.RangeResponse, error) { return o.KVClient.Range(ctx, r, opts...) })
 }
 
-func (o *observed) Put(ctx context.Context, r *pb.PutRequest, opts ...grpc.CallOption) (*pb.PutResponse, error) {
+func (o *Stage) Put(ctx context.Context, r *pb.PutRequest, opts ...grpc.CallOption) (*pb.PutResponse, error) {
 	return observe(o, false, func() (*pb.PutResponse, error) { return o.KVClient.Put(ctx, r, opts...) })
 }
 
-func (o *observed) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, opts ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+func (o *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, opts ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
 	return observe(o, false, func() (*pb.DeleteRangeResponse, error) { return o.KVClient.DeleteRange(ctx, r, opts...) })
 }
 
-func (o *observed) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
+func (o *Stage) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
 	return observe(o, wire.Serializable(r), func() (*pb.TxnResponse, error) { return o.KVClient.Txn(ctx, r, opts...) })
 }
 
-func (o *observed) Compact(ctx context.Context, r *pb.CompactionRequest, opts ...grpc.CallOption) (*pb.CompactionResponse, error) {
+func (o *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, opts ...grpc.CallOption) (*pb.CompactionResponse, error) {
 	return observe(o, false, func() (*pb.CompactionResponse, error) { return o.KVClient.Compact(ctx, r, opts...) })
 }
 
+// Revision returns the highest revision that is known, 0 where none is.
+func (o *Stage) Revision() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.highest
+}
+
 // observe makes a call and looks at the header of its response.
-func observe[R interface{ GetHeader() *pb.ResponseHeader }](o *observed, serializable bool, call func() (R, error)) (R, error) {
+func observe[R interface{ GetHeader() *pb.ResponseHeader }](o *Stage, serializable bool, call func() (R, error)) (R, error) {
 	o.mu.Lock()
 	known := o.highest
 	o.mu.Unlock()
@@ -72,7 +80,7 @@ func observe[R interface{ GetHeader() *pb.ResponseHeader }](o *observed, seriali
 
 // restartedBy takes note of a header, and reports whether it is of another history
 // than that in which the revision known was.
-func (o *observed) restartedBy(h *pb.ResponseHeader, known int64, serializable bool) bool {
+func (o *Stage) restartedBy(h *pb.ResponseHeader, known int64, serializable bool) bool {
 	if h == nil {
 		return false
 	}

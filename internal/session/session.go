@@ -151,15 +151,34 @@ func (s *Session) leases() (ids []clientv3.LeaseID) {
 // Seconds returns d as the time to live of a lease, rounded up.
 func Seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// Lost is told that a request that names the lease id found a lease missing. It
+// lost is told that a request that names the lease id found a lease missing. It
 // reports whether it was this one, which is then forgotten.
-func (s *Session) Lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
+func (s *Session) lost(ctx context.Context, id clientv3.LeaseID) (bool, error) {
 	left, err := s.lease.TimeToLive(ctx, id)
 	if err != nil || left.TTL >= 0 { // -1 where there is none
 		return false, err
 	}
 	s.forget(id)
 	return true, nil
+}
+
+// With calls f with the lease, and again with another one where f finds that there is no
+// lease and it was this one: a request may name others, too.
+func (s *Session) With(ctx context.Context, f func(clientv3.LeaseID) error) error {
+	for {
+		id, err := s.Get(ctx)
+		if err != nil {
+			return err
+		}
+		if err = f(id); !errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound) {
+			return err
+		}
+		if lost, lerr := s.lost(ctx, id); lerr != nil {
+			return lerr
+		} else if !lost {
+			return err
+		}
+	}
 }
 
 // Close revokes the leases, and with them what is attached to them.

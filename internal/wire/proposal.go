@@ -55,3 +55,19 @@ func Serializable(r *pb.TxnRequest) bool {
 	}
 	return true
 }
+
+// Width returns the least --max-txn-ops with which a server accepts r: the most
+// comparisons or operations of one branch, and below them the width of a nested
+// transaction, which gets what its parent leaves (checkTxnRequest in
+// etcdserver/api/v3rpc/key.go).
+func Width(r *pb.TxnRequest) int {
+	nested := 0
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			if t := op.GetRequestTxn(); t != nil {
+				nested = max(nested, Width(t))
+			}
+		}
+	}
+	return max(len(r.Compare), len(r.Success), len(r.Failure)) + nested
+}
