@@ -1,0 +1,520 @@
+package coalesce
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/kvwrap/kvwrap/internal/keys"
+)
+
+// queue holds the units that are not yet written, and decides which of them make the
+// next batch. It is pure: it is told the time, does no I/O and holds no lock.
+//
+// Units stand in two orders. By key: a unit may be sent only when none that came
+// before it and changes one of its keys is left, whether that waits or is under way.
+// So writes of one key keep their order, a batch has each key once, and batches that
+// are under way together have no key in common; all of that is one rule. And by lane: a
+// lane holds what waits under one rule in one way, to be sent when the oldest of it has
+// waited long enough, and then all of it.
+//
+// A batch takes what is due, oldest first, as long as it fits, and leaves out what does
+// not for the next one: first fit, so that transactions of 30 kilobytes share an entry
+// of 64 where two of them fit.
+type queue struct {
+	limits        limits
+	sequenceBytes int // that the sequence takes in a batch
+	memory        *memory
+
+	lanes  []*lane
+	byKey  map[string]line // what changes a key, and is not yet written
+	ranged []*unit         // what deletes ranges, in order
+	units  int             // all
+	seq    uint64
+}
+
+// line is what changes a key, in order. Most have one unit.
+type line struct {
+	first *unit
+	rest  []*unit
+}
+
+func (l line) last() *unit {
+	if len(l.rest) > 0 {
+		return l.rest[len(l.rest)-1]
+	}
+	return l.first
+}
+
+// all yields the units of the line.
+func (l line) all(yield func(*unit) bool) {
+	if l.first == nil || !yield(l.first) {
+		return
+	}
+	for _, u := range l.rest {
+		if !yield(u) {
+			return
+		}
+	}
+}
+
+// after returns what comes after u, nil where nothing does.
+func (l line) after(u *unit) *unit {
+	if l.first == u && len(l.rest) > 0 {
+		return l.rest[0]
+	}
+	if i := slices.Index(l.rest, u); i >= 0 && i+1 < len(l.rest) {
+		return l.rest[i+1]
+	}
+	return nil
+}
+
+// without returns the line without u.
+func (l line) without(u *unit) line {
+	if l.first != u {
+		l.rest = slices.DeleteFunc(l.rest, func(o *unit) bool { return o == u })
+		return l
+	}
+	if len(l.rest) == 0 {
+		return line{}
+	}
+	return line{l.rest[0], l.rest[1:]}
+}
+
+// lane is what waits under one rule, of PutAsync or of callers, to be sent under the
+// sequence of this process or not.
+type lane struct {
+	wait      time.Duration
+	sequenced bool
+	units     []*unit // the oldest first
+	ops       int
+	bytes     int
+	hurry     uint64 // units up to this one are due
+}
+
+func newQueue(l limits, sequenceBytes int, m *memory) *queue {
+	return &queue{limits: l, sequenceBytes: sequenceBytes, memory: m, byKey: make(map[string]line)}
+}
+
+// newLane adds a lane.
+func (q *queue) newLane(wait time.Duration, sequenced bool) *lane {
+	l := &lane{wait: wait, sequenced: sequenced}
+	q.lanes = append(q.lanes, l)
+	return l
+}
+
+// add adds u to a lane. It returns the unit that answers for u: another one, which
+// waited already, where the two were merged.
+func (q *queue) add(u *unit, l *lane, now time.Time) (*unit, error) {
+	u.added = now
+	if u.remembers() { // then it may be less than it says
+		p := makePlan(u, q.memory, q.limits.txnOps)
+		u.bytes = p.bytes
+	}
+	if before := q.answers(u); before != nil {
+		return before, q.merge(before, u, l)
+	}
+	q.seq++
+	u.seq = q.seq
+	q.hurryBefore(u, l)
+	q.units++
+	for _, op := range u.ops {
+		switch r := opRange(op); {
+		case !r.Single():
+			if len(q.ranged) == 0 || q.ranged[len(q.ranged)-1] != u {
+				q.ranged = append(q.ranged, u)
+			}
+		default:
+			key := string(r.Key)
+			line := q.byKey[key]
+			if line.first == nil {
+				line.first = u
+			} else {
+				line.rest = append(line.rest, u)
+			}
+			q.byKey[key] = line
+		}
+	}
+	q.enter(u, l)
+	return u, nil
+}
+
+// answers returns the unit that waits and may answer for u, nil where there is none.
+func (q *queue) answers(u *unit) *unit {
+	if u.put == nil {
+		return nil
+	}
+	if last := q.byKey[string(u.put.Key)].last(); last != nil && last.state == waiting && last.merges(u) && !q.rangedAfter(last) {
+		return last
+	}
+	return nil
+}
+
+// rangedAfter reports whether a delete of a range stands between u and what comes now.
+func (q *queue) rangedAfter(u *unit) bool {
+	for _, r := range q.ranged {
+		if r.seq > u.seq && overlap(r, u) {
+			return true
+		}
+	}
+	return false
+}
+
+// merge has u, which waits, answer for n too, which is not added.
+func (q *queue) merge(u, n *unit, l *lane) error {
+	wins, err := u.wins(n)
+	if err != nil {
+		return err
+	}
+	if wins {
+		u.lane.bytes += n.bytes - u.bytes
+		u.takeValue(n)
+	}
+	u.takeCallers(n)
+	if l != u.lane && n.added.Add(l.wait).Before(u.added.Add(u.lane.wait)) {
+		q.leave(u)
+		u.added = n.added
+		q.enter(u, l)
+	}
+	return nil
+}
+
+// enter has u wait in a lane, as the last one.
+func (q *queue) enter(u *unit, l *lane) {
+	u.state, u.lane = waiting, l
+	l.units = append(l.units, u)
+	l.ops += len(u.ops)
+	l.bytes += u.bytes
+}
+
+// leave has u wait no more in its lane.
+func (q *queue) leave(u *unit) {
+	u.lane.ops -= len(u.ops)
+	u.lane.bytes -= u.bytes
+	if i := slices.Index(u.lane.units, u); i >= 0 {
+		u.lane.units = slices.Delete(u.lane.units, i, i+1)
+	}
+}
+
+// hurry makes u due, and what was there before it.
+func (q *queue) hurry(u *unit) {
+	if u.state == waiting {
+		u.lane.hurry = max(u.lane.hurry, u.seq)
+	}
+}
+
+// overlap reports whether a and b change a key that is the same.
+func overlap(a, b *unit) bool {
+	for _, x := range a.ops {
+		for _, y := range b.ops {
+			if opRange(x).Overlaps(opRange(y)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hurryBefore makes what u waits for due, unless that is in the same lane. What the last
+// unit of a line waits for in other lanes was made due when that one came.
+func (q *queue) hurryBefore(u *unit, l *lane) {
+	for _, op := range u.ops {
+		if last := q.byKey[string(opKey(op))].last(); last != nil && last.lane != l {
+			q.hurry(last)
+		}
+		if r := opRange(op); len(q.ranged) > 0 || !r.Single() {
+			for _, before := range q.within(r, u.seq) {
+				q.hurry(before)
+			}
+		}
+	}
+}
+
+// crowded reports whether u would have to wait for others that change one of its keys,
+// and need not: where all of them are of callers who wait, these and u are concurrent,
+// and may be written in any order. A batch has each key once, so to wait would be to
+// take turns.
+func (q *queue) crowded(u *unit) bool {
+	if u.sequenced || len(q.ranged) > 0 || u.put != nil && u.rules[0].Mode >= LastWriteWins && !depends(u.put) {
+		return false
+	}
+	some := false
+	for _, op := range u.ops {
+		if !opRange(op).Single() {
+			return false
+		}
+		for before := range q.byKey[string(opKey(op))].all {
+			if some = true; before.sequenced {
+				return false
+			}
+		}
+	}
+	return some
+}
+
+// within returns the units before seq that change a key in r.
+func (q *queue) within(r keys.Range, seq uint64) (found []*unit) {
+	if r.Single() {
+		for u := range q.byKey[string(r.Key)].all {
+			if u.seq < seq {
+				found = append(found, u)
+			}
+		}
+		for _, u := range q.ranged {
+			if u.seq < seq && u.changes(r) {
+				found = append(found, u)
+			}
+		}
+		return found
+	}
+	for u := range q.all {
+		if u.seq < seq && u.changes(r) {
+			found = append(found, u)
+		}
+	}
+	return found
+}
+
+// all yields all units, some of them more often than once.
+func (q *queue) all(yield func(*unit) bool) {
+	for _, l := range q.byKey {
+		for u := range l.all {
+			if !yield(u) {
+				return
+			}
+		}
+	}
+	for _, u := range q.ranged {
+		if !yield(u) {
+			return
+		}
+	}
+}
+
+// changes reports whether u changes a key in r.
+func (u *unit) changes(r keys.Range) bool {
+	for _, op := range u.ops {
+		if opRange(op).Overlaps(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// blocked reports whether something that came before u has to be written first.
+func (q *queue) blocked(u *unit) bool {
+	for _, op := range u.ops {
+		r := opRange(op)
+		if !r.Single() {
+			if len(q.within(r, u.seq)) > 0 {
+				return true
+			}
+			continue
+		}
+		if q.byKey[string(r.Key)].first != u {
+			return true
+		}
+		for _, before := range q.ranged {
+			if before.seq < u.seq && before.changes(r) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// remove takes u out of the queue: it was written, or will not be.
+func (q *queue) remove(u *unit) {
+	if u.state == waiting {
+		q.leave(u)
+	}
+	q.units--
+	for _, op := range u.ops {
+		r := opRange(op)
+		if !r.Single() {
+			q.ranged = slices.DeleteFunc(q.ranged, func(o *unit) bool { return o == u })
+			continue
+		}
+		if left := q.byKey[string(r.Key)].without(u); left.first != nil {
+			q.byKey[string(r.Key)] = left
+		} else {
+			delete(q.byKey, string(r.Key))
+		}
+	}
+}
+
+// requeue has units of a batch wait again, at once, in their old places. Where a newer
+// value of the same key has come in the meantime that may take the place of one, it
+// does.
+func (q *queue) requeue(units []*unit) {
+	slices.SortFunc(units, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
+	for _, u := range slices.Backward(units) {
+		if u.put != nil {
+			if n := q.byKey[string(u.put.Key)].after(u); n != nil && n.state == waiting && u.merges(n) && !q.rangedBetween(u, n) {
+				if wins, err := u.wins(n); err == nil {
+					if !wins {
+						n.lane.bytes += u.bytes - n.bytes
+						n.takeValue(u)
+					}
+					n.retry = n.retry || u.retry
+					n.joined = append(n.joined, u)
+					u.state, u.into = absorbed, n
+					q.remove(u)
+					q.hurry(n)
+					continue
+				}
+			}
+		}
+		u.state = waiting
+		u.lane.units = slices.Insert(u.lane.units, 0, u)
+		u.lane.ops += len(u.ops)
+		u.lane.bytes += u.bytes
+		q.hurry(u)
+	}
+}
+
+// rangedBetween reports whether a delete of a range stands between u and n.
+func (q *queue) rangedBetween(u, n *unit) bool {
+	for _, r := range q.ranged {
+		if u.seq < r.seq && r.seq < n.seq && overlap(r, n) {
+			return true
+		}
+	}
+	return false
+}
+
+// due returns when the lane is to be sent, and whether there is something in it.
+func (l *lane) due(lim limits) (at time.Time, ok bool) {
+	if len(l.units) == 0 {
+		return at, false
+	}
+	first := l.units[0]
+	if first.seq <= l.hurry || l.ops >= lim.maxOps || l.bytes >= lim.entryBytes {
+		return first.added, true
+	}
+	return first.added.Add(l.wait), true
+}
+
+// next returns when the next lane will be due that is not yet.
+func (q *queue) next(now time.Time) (at time.Time, ok bool) {
+	for _, l := range q.lanes {
+		if t, some := l.due(q.limits); some && t.After(now) && (!ok || t.Before(at)) {
+			at, ok = t, true
+		}
+	}
+	return at, ok
+}
+
+// batch is what is sent together.
+type batch struct {
+	first               *unit // all are of the same sender as this one
+	look, verify, write []*unit
+	shape               shape // of write
+	compares, reads     int   // of verify, of look
+
+	stop func() // ends its requests
+}
+
+// wanted reports whether somebody waits for a unit that is under way in the batch.
+func (b *batch) wanted() bool {
+	return slices.ContainsFunc(b.units(), func(u *unit) bool { return u.state == sealed && u.flight == b && !u.deserted() })
+}
+
+func (b *batch) units() []*unit { return slices.Concat(b.look, b.verify, b.write) }
+
+// A batch looks at so many units at the most, and is full when it has left out so many
+// for want of room.
+const (
+	maxScan   = 4 * maxMaxOps
+	maxMisses = 128
+)
+
+// fullOps is what waits, at least, for another batch to be sent beside one that is under
+// way: to wait longer would save revisions, but then the server is idle while the answers
+// are told.
+const fullOps = 256
+
+// seal takes the next batch of what is due: of units that are sent under the sequence
+// of this process, or of others; nil where there is none. Where it has to be full, there
+// is none before that much is due.
+func (q *queue) seal(now time.Time, sequenced, full bool) *batch {
+	var ready []*lane
+	ops, bytes := 0, 0
+	for _, l := range q.lanes {
+		if at, ok := l.due(q.limits); ok && l.sequenced == sequenced && !at.After(now) {
+			ready = append(ready, l)
+			ops, bytes = ops+l.ops, bytes+l.bytes
+		}
+	}
+	if full && ops < min(fullOps, q.limits.maxOps) && bytes < q.limits.entryBytes {
+		return nil
+	}
+	slices.SortFunc(ready, func(a, b *lane) int { return a.units[0].added.Compare(b.units[0].added) })
+	b := &batch{shape: shape{outer: sequenced}}
+	for _, l := range ready {
+		q.draw(b, l)
+	}
+	if b.first == nil {
+		return nil
+	}
+	return b
+}
+
+// draw takes what fits from a lane: the oldest, and where not all will fit the largest
+// first, so that little room is left between them.
+func (q *queue) draw(b *batch, l *lane) {
+	due := l.units[:min(len(l.units), maxScan)]
+	first, rest := due[0], due[1:]
+	if l.bytes > q.limits.entryBytes {
+		rest = slices.Clone(rest)
+		slices.SortStableFunc(rest, func(a, b *unit) int { return cmp.Compare(b.bytes, a.bytes) })
+	}
+	misses := 0
+	for i := -1; i < len(rest) && misses < maxMisses; i++ {
+		u := first
+		if i >= 0 {
+			u = rest[i]
+		}
+		switch {
+		case q.blocked(u):
+		case !q.take(b, u):
+			misses++
+		default:
+			u.state, u.flight = sealed, b
+			l.ops -= len(u.ops)
+			l.bytes -= u.bytes
+		}
+	}
+	l.units = slices.DeleteFunc(l.units, func(u *unit) bool { return u.state == sealed })
+}
+
+// take adds u to the batch, if it fits.
+func (q *queue) take(b *batch, u *unit) bool {
+	if b.first != nil && (b.first.retry != u.retry || !b.first.sameSender(u)) {
+		return false
+	}
+	u.plan = makePlan(u, q.memory, q.limits.txnOps)
+	most := q.limits.txnOps - outerOps
+	switch p := &u.plan; p.step {
+	case look:
+		if len(b.look) > 0 && b.reads+len(u.ops) > most {
+			return false
+		}
+		b.look, b.reads = append(b.look, u), b.reads+len(u.ops)
+	case verify:
+		if len(b.verify) > 0 && b.compares+len(p.guards) > most {
+			return false
+		}
+		b.verify, b.compares = append(b.verify, u), b.compares+len(p.guards)
+	case write:
+		s := b.shape.plus(p)
+		if len(b.write) > 0 && !s.fits(q.limits, q.sequenceBytes) {
+			return false
+		}
+		b.write, b.shape = append(b.write, u), s
+	}
+	if b.first == nil {
+		b.first = u
+	}
+	return true
+}

@@ -1,0 +1,413 @@
+package coalesce
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kvwrap/kvwrap/internal/history"
+	"github.com/kvwrap/kvwrap/internal/keys"
+	"github.com/kvwrap/kvwrap/internal/session"
+	"github.com/kvwrap/kvwrap/internal/wire"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// Stage is the coalescer as middleware: a pb.KVClient over another one. It is safe
+// for concurrent use.
+//
+// It implements every method by name, so that a new one in pb.KVClient breaks the
+// build and does not slip past it.
+type Stage struct {
+	inner    *history.Stage
+	cfg      Config
+	rules    rules
+	session  *session.Session
+	sequence sequence // used by whoever flies sequenced batches
+	stats    counters
+
+	ctx    context.Context // of all requests that are nobody's; ends with Close
+	cancel context.CancelFunc
+	flying sync.WaitGroup // goroutines that send batches, or call promises
+
+	waiting atomic.Int64 // units in the queue: nothing to look at where it is 0
+
+	mu      sync.Mutex // released by unlock
+	ended   []*unit    // whose callers are told when it is
+	queue   *queue
+	lanes   map[laneKey]*lane
+	flights [2]int      // under way, by kind
+	timer   *time.Timer // for the next lane that will be due
+	wake    time.Time   // when that is
+	pending Pending
+	room    chan struct{} // closed when pending shrinks; nil while nobody waits
+	closed  bool
+	calls   []func() // to promises, in order
+	calling bool
+}
+
+var _ pb.KVClient = (*Stage)(nil)
+
+// laneKey names a lane: a rule, whether it is for PutAsync, and whether for what is sent
+// under the sequence.
+type laneKey struct {
+	rule             *Rule
+	async, sequenced bool
+}
+
+// kinds of flights.
+const (
+	plain = iota
+	sequenced
+)
+
+// New returns a coalescer over inner. It sends nothing before it is used.
+func New(inner pb.KVClient, cfg Config) (*Stage, error) {
+	cfg, err := cfg.filled()
+	if err != nil {
+		return nil, err
+	}
+	if inner == nil {
+		return nil, fmt.Errorf("%w: the KV to write to is nil: use the client's", ErrConfig)
+	}
+	s := &Stage{cfg: cfg, rules: newRules(cfg.Rules), lanes: make(map[laneKey]*lane)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.inner = history.Over(inner, s.restarted)
+	s.session = session.New(cfg.Lease, cfg.SessionTTL, ErrClosed)
+	s.sequence = sequence{inner: s.inner, session: s.session, prefix: cfg.SequencePrefix}
+	l := limits{maxOps: cfg.MaxOps, entryBytes: cfg.MaxEntryBytes, txnOps: defaultMaxTxnOps}
+	s.queue = newQueue(l, sequenceBytes(cfg.SequencePrefix), newMemory(cfg.RememberBytes))
+	return s, nil
+}
+
+// defaultMaxTxnOps is the server's --max-txn-ops where it is not set.
+const defaultMaxTxnOps = 128
+
+// restarted is told that the cluster is no longer the one that it was.
+func (s *Stage) restarted() {
+	s.mu.Lock()
+	defer s.unlock()
+	s.queue.memory.clear()
+}
+
+// unlock unlocks mu, and then wakes those whose units have ended: they are about to take
+// it, and would wait.
+func (s *Stage) unlock() {
+	ended := s.ended
+	s.ended = nil
+	s.mu.Unlock()
+	for _, u := range ended {
+		close(u.done)
+	}
+}
+
+// KV is a coalescer as a clientv3.KV.
+type KV struct {
+	clientv3.KV
+	stage *Stage
+}
+
+// NewKV returns a KV that writes through inner, in batches. It sends nothing before it
+// is used.
+func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
+	var below pb.KVClient
+	if inner != nil {
+		below = wire.Client(inner)
+	}
+	s, err := New(below, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}, nil
+}
+
+// PutAsync is [Stage.PutAsync].
+func (kv *KV) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
+	kv.stage.PutAsync(ctx, wire.PutRequest(clientv3.OpPut(key, val, opts...)), promise)
+}
+
+// Flush is [Stage.Flush].
+func (kv *KV) Flush(ctx context.Context) error { return kv.stage.Flush(ctx) }
+
+// Close is [Stage.Close].
+func (kv *KV) Close() error { return kv.stage.Close() }
+
+// Pending is [Stage.Pending].
+func (kv *KV) Pending() Pending { return kv.stage.Pending() }
+
+// Stats is [Stage.Stats].
+func (kv *KV) Stats() Stats { return kv.stage.Stats() }
+
+// Put implements pb.KVClient. A put whose rule says so waits for others, and is
+// answered when the batch that it is in has been; other puts are sent when what waits
+// for their key has been written. Where ctx ends first the put may have been applied, or
+// still be: where nobody else waits for its batch, that is not sent.
+func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
+	if rule := s.rules.of(r.Key); rule.Mode != Off && refused(r) == nil {
+		u, err := s.submit(ctx, newPut(ctx, s.rules, r), rule)
+		if err != nil {
+			return nil, err
+		}
+		if u != nil {
+			s.stats.puts.Add(1)
+			return u.answerPut(), nil
+		}
+	} else if err := s.barrier(ctx, false, keys.Range{Key: r.Key}); err != nil {
+		return nil, err
+	}
+	if c := fenceOf(ctx); c != nil {
+		return putUnder(ctx, s.inner, c, r)
+	}
+	return s.inner.Put(ctx, r)
+}
+
+// submit has a unit written, and waits for it. It returns the one that answers for it,
+// or nil where it is to be sent on its own, at once.
+func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	u.callers = 1
+	s.mu.Lock()
+	switch {
+	case s.closed:
+		s.unlock()
+		return nil, s.barrier(ctx, false, u.ranges()...)
+	case s.queue.crowded(u):
+		s.unlock()
+		return nil, nil
+	}
+	u, own, err := s.enqueue(u, laneKey{rule, false, u.sequenced})
+	s.unlock()
+	if err != nil {
+		return nil, err
+	}
+	if own != nil { // nobody else waits
+		s.flyAlone(own)
+	}
+	select {
+	case <-u.done:
+	case <-ctx.Done():
+		s.desert(u)
+		return nil, ctx.Err()
+	}
+	return u, u.err
+}
+
+// enqueue adds a unit to the queue, under mu. It returns the one that answers for it, and
+// a flight that is for the caller to send, nil where there is none.
+func (s *Stage) enqueue(u *unit, key laneKey) (*unit, *flight, error) {
+	l := s.lanes[key]
+	if l == nil {
+		wait := key.rule.Linger
+		if key.async {
+			wait = key.rule.FlushEvery
+		}
+		l = s.queue.newLane(wait, key.sequenced)
+		s.lanes[key] = l
+	}
+	answers, err := s.queue.add(u, l, time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	if answers == u {
+		s.waiting.Add(1)
+	} else {
+		s.stats.merged.Add(1)
+	}
+	return answers, s.launch(u), nil
+}
+
+// desert is told that a caller does not wait for u any more. A unit that nobody waits
+// for is not sent, and a batch of which that is true of all is not waited for.
+func (s *Stage) desert(u *unit) {
+	s.mu.Lock()
+	defer s.unlock()
+	if u.state == ended {
+		return
+	}
+	u.callers--
+	for u.state == absorbed {
+		u = u.into
+	}
+	if !u.deserted() {
+		return
+	}
+	switch u.state {
+	case waiting:
+		s.end(u, context.Canceled)
+	case sealed:
+		if b := u.flight; b.stop != nil && !b.wanted() { // nil where it is the caller's own
+			b.stop()
+		}
+	}
+}
+
+// DeleteRange implements pb.KVClient. It is sent when what waits in its range has been
+// written.
+func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	if err := s.barrier(ctx, false, keys.Range{Key: r.Key, End: r.RangeEnd}); err != nil {
+		return nil, err
+	}
+	if c := fenceOf(ctx); c != nil {
+		return deleteUnder(ctx, s.inner, c, r)
+	}
+	return s.inner.DeleteRange(ctx, r)
+}
+
+// Txn implements pb.KVClient. A transaction that may joins a batch; others are sent when
+// what waits for their keys has been written.
+func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	if rule := s.joins(r); rule != nil {
+		u, err := s.submit(ctx, newUnit(ctx, s.rules, r.Success), rule)
+		if err != nil {
+			return nil, err
+		}
+		if u != nil {
+			s.stats.txns.Add(1)
+			return u.answerTxn(), nil
+		}
+	} else if err := s.barrier(ctx, !wire.Writes(r), touched(nil, r)...); err != nil {
+		return nil, err
+	}
+	if c := fenceOf(ctx); c != nil && wire.Writes(r) {
+		return txnUnder(ctx, s.inner, c, r)
+	}
+	return s.inner.Txn(ctx, r)
+}
+
+// joins returns the rule that a transaction is coalesced under, nil where it is not:
+// because of what is in it, or because it changes a key twice, of which etcd refuses
+// some.
+func (s *Stage) joins(r *pb.TxnRequest) (rule *Rule) {
+	if len(r.Compare) > 0 || len(r.Failure) > 0 || len(r.Success) > defaultMaxTxnOps {
+		return nil
+	}
+	changed := make(map[string]bool, len(r.Success))
+	var ranged []keys.Range
+	for _, op := range r.Success {
+		p, d := op.GetRequestPut(), op.GetRequestDeleteRange()
+		if (p == nil || refused(p) != nil) && (d == nil || len(d.Key) == 0) {
+			return nil
+		}
+		of, changes := s.rules.of(opKey(op)), opRange(op)
+		if !of.Transactions || changes.Single() && changed[string(changes.Key)] {
+			return nil
+		}
+		if rule == nil {
+			rule = of
+		}
+		if changes.Single() {
+			changed[string(changes.Key)] = true
+		} else if ranged = append(ranged, changes); !strings.HasPrefix(string(changes.End), of.Prefix) {
+			return nil // it goes beyond the rule
+		}
+	}
+	for _, r := range ranged {
+		for key := range changed {
+			if r.Contains([]byte(key)) {
+				return nil
+			}
+		}
+	}
+	return rule
+}
+
+// touched appends the ranges that r reads, compares or changes.
+func touched(ranges []keys.Range, r *pb.TxnRequest) []keys.Range {
+	for _, c := range r.Compare {
+		ranges = append(ranges, keys.Range{Key: c.Key, End: c.RangeEnd})
+	}
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			switch op := op.GetRequest().(type) {
+			case *pb.RequestOp_RequestRange:
+				ranges = append(ranges, keys.Range{Key: op.RequestRange.Key, End: op.RequestRange.RangeEnd})
+			case *pb.RequestOp_RequestPut:
+				ranges = append(ranges, keys.Range{Key: op.RequestPut.Key})
+			case *pb.RequestOp_RequestDeleteRange:
+				ranges = append(ranges, keys.Range{Key: op.RequestDeleteRange.Key, End: op.RequestDeleteRange.RangeEnd})
+			case *pb.RequestOp_RequestTxn:
+				ranges = touched(ranges, op.RequestTxn)
+			}
+		}
+	}
+	return ranges
+}
+
+// Range implements pb.KVClient. It is sent when what waits in its range has been
+// written, unless the rule allows stale reads. A read of the past waits for nothing.
+func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	if r.Revision == 0 {
+		if err := s.barrier(ctx, true, keys.Range{Key: r.Key, End: r.RangeEnd}); err != nil {
+			return nil, err
+		}
+	}
+	return s.inner.Range(ctx, r)
+}
+
+// RangeStream implements pb.KVClient, as Range.
+func (s *Stage) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
+	if r.Revision == 0 {
+		if err := s.barrier(ctx, true, keys.Range{Key: r.Key, End: r.RangeEnd}); err != nil {
+			return nil, err
+		}
+	}
+	return s.inner.RangeStream(ctx, r)
+}
+
+// Compact implements pb.KVClient.
+func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	return s.inner.Compact(ctx, r)
+}
+
+// barrier has what waits in the ranges be sent, and waits until it is written: it comes
+// before whatever does not wait itself. Reads go past what they may miss.
+func (s *Stage) barrier(ctx context.Context, read bool, ranges ...keys.Range) error {
+	if s.waiting.Load() == 0 {
+		return nil
+	}
+	var before []*unit
+	var failures []<-chan struct{}
+	s.mu.Lock()
+	for _, r := range ranges {
+		for _, u := range s.queue.within(r, s.queue.seq+1) {
+			if !(read && u.mayBeMissed(r)) {
+				s.queue.hurry(u)
+				before, failures = append(before, u), append(failures, u.failure())
+			}
+		}
+	}
+	s.launch(nil)
+	s.unlock()
+	if len(before) > 0 {
+		s.stats.barriers.Add(1)
+	}
+	for i, u := range before {
+		select {
+		case <-u.done:
+		case <-failures[i]:
+			s.mu.Lock()
+			err := u.reason
+			s.unlock()
+			return &BarrierError{Key: opKey(u.ops[0]), Err: err}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// mayBeMissed reports whether a read of r may go past u.
+func (u *unit) mayBeMissed(r keys.Range) bool {
+	for i, op := range u.ops {
+		if !u.rules[i].StaleReads && opRange(op).Overlaps(r) {
+			return false
+		}
+	}
+	return true
+}
