@@ -26,7 +26,7 @@ type side struct {
 
 // newSide starts a cluster that takes whole values of megabytes, which etcd by
 // default does not.
-func newSide(b *testing.B) *side {
+func newSide(b testing.TB) *side {
 	s := &side{cluster: etcdtest.Start(b, 1, func(cfg *embed.Config) { cfg.MaxRequestBytes = 8 << 20 })}
 	cli, err := clientv3.New(clientv3.Config{Endpoints: s.cluster.Endpoints(), MaxCallSendMsgSize: 8 << 20, Logger: zap.NewNop()})
 	require.NoError(b, err)

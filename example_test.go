@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"time"
 
 	"github.com/kvwrap/kvwrap"
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/coalesce"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -21,6 +23,41 @@ func publish(ctx context.Context, endpoints []string, statistics string) error {
 	}
 	_, err = cli.Put(ctx, "gateway/statistics", statistics) // megabytes are fine now
 	return err
+}
+
+func commit(ctx context.Context, cli *clientv3.Client) error {
+	kv, err := kvwrap.Install(cli, kvwrap.Config{Rules: []kvwrap.Rule{
+		// Put together what is put at the same time.
+		{Prefix: "heartbeats/", Coalesce: coalesce.GroupCommit},
+		// Write the largest offset of a partition, every 50 ms.
+		{Prefix: "offsets/", Coalesce: coalesce.Max, FlushEvery: 50 * time.Millisecond},
+		// Transactions of 20 objects, most of them as they were.
+		{Prefix: "status/", Coalesce: coalesce.GroupCommit, Transactions: true, SkipUnchanged: true},
+	}})
+	if err != nil {
+		return err
+	}
+	if _, err := cli.Put(ctx, "heartbeats/42", "alive"); err != nil { // durable when it returns
+		return err
+	}
+	kv.PutAsync(ctx, "offsets/orders/7", "10042", func(_ *clientv3.PutResponse, err error) {
+		if err != nil {
+			log.Printf("offset 10042 is not committed: %v", err)
+		}
+	})
+	return kv.Flush(ctx) // or cli.Close
+}
+
+// Rules say which writes are put together, and how.
+func ExampleRule() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	if err := commit(context.Background(), cli); err != nil {
+		log.Print(err)
+	}
 }
 
 // Install is all that an application needs.

@@ -17,27 +17,61 @@
 // costs gigabytes of both. With kvwrap a large value is stored as a small manifest
 // and chunks, and a write proposes the chunks that have changed.
 //
+// Many small writes are coalesced, where a [Rule] says so: what waits together becomes
+// one raft entry and one revision, and [KV.PutAsync] writes behind.
+//
 // Requests pass a chain of stages, each a middleware over etcd's own request
-// interface. This package alone knows their order. Today there is one stage,
-// [github.com/kvwrap/kvwrap/chunker]; what it guarantees stands there.
+// interface. This package alone knows their order:
+//
+//	application -> chunker -> coalesce -> etcd
+//
+// What each guarantees stands with it: [github.com/kvwrap/kvwrap/chunker],
+// [github.com/kvwrap/kvwrap/coalesce].
 package kvwrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/wire"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Config configures the stages. Its zero value is safe and useful: large values
-// are chunked. It is copied, and never changed.
+// are chunked, nothing is coalesced. It is copied, and never changed.
 type Config struct {
 	// Chunk says which values are split, and how. Its Lease is the client's own
 	// where it is not set.
 	Chunk chunker.Config
+
+	// Coalesce says how writes are coalesced, of the keys of which a rule says so. Its
+	// Rules are Rules, below. Its Lease, MaxEntryBytes and SessionTTL are those of Chunk,
+	// and SequencePrefix is below the reserved prefix, where they are not set.
+	Coalesce coalesce.Config
+
+	// Rules says what is done with which keys. Of several rules that apply to a key the
+	// one with the longest prefix does.
+	Rules []Rule
+}
+
+// Rule says what is done with writes of keys with a prefix. But for Prefix its fields are
+// those of [coalesce.Rule], and documented there.
+type Rule struct {
+	Prefix string
+
+	Coalesce      coalesce.Mode // Off, GroupCommit, LastWriteWins or Max
+	Transactions  bool          // transactions may join batches
+	StaleReads    bool          // reads go past what waits
+	SkipUnchanged bool          // values that are there are not written
+	Retry         bool          // batches are sent again until it is known that they were applied
+	Linger        time.Duration // how long a write waits for others
+	FlushEvery    time.Duration // how long a write of PutAsync does
 }
 
 // ErrUnknownRequest is matched by the error for a request, or a part of one, that
@@ -56,9 +90,10 @@ var (
 // unless it is a chunker.AppliedError.
 type KV struct {
 	clientv3.KV
-	chunker *chunker.Stage
-	watcher clientv3.Watcher
-	lease   clientv3.Lease
+	chunker  *chunker.Stage
+	coalesce *coalesce.Stage
+	watcher  clientv3.Watcher
+	lease    clientv3.Lease
 }
 
 // New returns a KV over cli.KV as it is at the call, a namespaced one for
@@ -72,19 +107,70 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if _, ok := cli.KV.(*KV); ok {
 		return nil, errInstalled
 	}
-	if cfg.Chunk.Lease == nil {
-		cfg.Chunk.Lease = cli.Lease
+	cfg, err := cfg.filled(cli.Lease)
+	if err != nil {
+		return nil, err
 	}
-	stage, err := chunker.New(wire.Client(cli.KV), cfg.Chunk)
+	batches, err := coalesce.New(wire.Client(cli.KV), cfg.Coalesce)
+	if err != nil {
+		return nil, fmt.Errorf("kvwrap: Config.Coalesce, Config.Rules: %w", err)
+	}
+	chunks, err := chunker.New(batches, cfg.Chunk)
 	if err != nil {
 		return nil, fmt.Errorf("kvwrap: Config.Chunk: %w", err)
 	}
 	return &KV{
-		KV:      clientv3.NewKVFromKVClient(stage, nil),
-		chunker: stage,
-		watcher: stage.Watcher(cli.Watcher),
-		lease:   stage.Lease(cli.Lease),
+		KV:       clientv3.NewKVFromKVClient(chunks, nil),
+		chunker:  chunks,
+		coalesce: batches,
+		watcher:  chunks.Watcher(cli.Watcher),
+		lease:    chunks.Lease(cli.Lease),
 	}, nil
+}
+
+// filled returns c with what one stage takes from another, and the rules as the stages
+// have them. Its error joins all that is wrong.
+func (c Config) filled(lease clientv3.Lease) (Config, error) {
+	if c.Chunk.Lease == nil {
+		c.Chunk.Lease = lease
+	}
+	if c.Coalesce.Lease == nil {
+		c.Coalesce.Lease = c.Chunk.Lease
+	}
+	var errs []error
+	if len(c.Coalesce.Rules) > 0 {
+		errs = append(errs, errors.New("kvwrap: Config.Coalesce.Rules is set: set Config.Rules in its place"))
+	}
+	c.Coalesce.Rules = nil
+	for _, r := range c.Rules {
+		c.Coalesce.Rules = append(c.Coalesce.Rules, coalesce.Rule{
+			Prefix: r.Prefix, Mode: r.Coalesce, Transactions: r.Transactions, StaleReads: r.StaleReads,
+			SkipUnchanged: r.SkipUnchanged, Retry: r.Retry, Linger: r.Linger, FlushEvery: r.FlushEvery,
+		})
+	}
+	if err := c.Chunk.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("kvwrap: Config.Chunk: %w", err))
+	}
+	if err := c.Coalesce.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("kvwrap: Config.Coalesce, Config.Rules: %w", err))
+	}
+	if len(errs) > 0 {
+		return c, errors.Join(errs...)
+	}
+	c.Coalesce.MaxEntryBytes = cmp.Or(c.Coalesce.MaxEntryBytes, c.Chunk.MaxEntryBytes)
+	c.Coalesce.SessionTTL = cmp.Or(c.Coalesce.SessionTTL, c.Chunk.SessionTTL)
+	if c.Coalesce.SequencePrefix == "" {
+		c.Coalesce.SequencePrefix = c.Chunk.OwnPrefix("sequence")
+	}
+	for _, r := range c.Coalesce.Rules {
+		if r.Transactions {
+			// A delete of a key comes with one of its chunks, which is to join with it. Who
+			// reads chunks alone has read their key before, and does not wait again.
+			r.Prefix, r.StaleReads = c.Chunk.ChunkPrefix(r.Prefix), true
+			c.Coalesce.Rules = append(c.Coalesce.Rules, r)
+		}
+	}
+	return c, nil
 }
 
 // Install is New and puts the new KV, its Watcher and its Lease in the place of
@@ -122,19 +208,56 @@ func (kv *KV) Watcher() clientv3.Watcher { return kv.watcher }
 // writes shows among all leases.
 func (kv *KV) Lease() clientv3.Lease { return kv.lease }
 
-// Close ends what the stages have under way, within seconds, and revokes the
-// lease of unfinished writes. Nothing that was acknowledged is affected. Writes
-// that take more than one proposal fail afterwards, with chunker.ErrClosed; reads
-// and other writes go on. Closing twice is fine.
-func (kv *KV) Close() error { return kv.chunker.Close() }
+// PutAsync takes a put that is to be written later, and tells promise, which may be nil,
+// how that has ended. It is [coalesce.Stage.PutAsync], which says more; opts are those of
+// a put. A put of a value that is chunked, or of a key that is known to be, and one with
+// WithPrevKV or WithIgnoreValue, does not wait for others: it is written, and promise told,
+// before PutAsync returns, or ctx has ended.
+func (kv *KV) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
+	kv.putAsync(ctx, wire.PutRequest(clientv3.OpPut(key, val, opts...)), promise)
+}
+
+func (kv *KV) putAsync(ctx context.Context, r *pb.PutRequest, promise func(*clientv3.PutResponse, error)) {
+	passes, err := kv.chunker.Passes(r)
+	if passes {
+		kv.coalesce.PutAsync(ctx, r, promise)
+		return
+	}
+	var resp *pb.PutResponse
+	if err == nil {
+		resp, err = kv.chunker.Put(ctx, r)
+	}
+	if promise != nil {
+		promise((*clientv3.PutResponse)(resp), err)
+	} else if err != nil {
+		kv.coalesce.Fail(r.Key, err)
+	}
+}
+
+// Flush has all that waits be sent now, and waits until it was written. It is
+// [coalesce.Stage.Flush].
+func (kv *KV) Flush(ctx context.Context) error { return kv.coalesce.Flush(ctx) }
+
+// Pending returns what PutAsync has taken and is not yet written: what a crash of the
+// process would lose.
+func (kv *KV) Pending() coalesce.Pending { return kv.coalesce.Pending() }
+
+// Close writes what PutAsync has taken, ends what the stages have under way, within
+// seconds, and revokes their leases. Nothing that was acknowledged is affected. Writes
+// that take more than one proposal fail afterwards, with chunker.ErrClosed, and PutAsync
+// with coalesce.ErrClosed; reads and other writes go on. Closing twice is fine.
+func (kv *KV) Close() error { return errors.Join(kv.coalesce.Close(), kv.chunker.Close()) }
 
 // Sweep deletes chunks that writes have left behind. It is [chunker.Stage.Sweep].
 func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return kv.chunker.Sweep(ctx) }
 
 // Stats are counters of this process.
 type Stats struct {
-	Chunk chunker.Stats
+	Chunk    chunker.Stats
+	Coalesce coalesce.Stats
 }
 
 // Stats returns the counters. It does no I/O.
-func (kv *KV) Stats() Stats { return Stats{Chunk: kv.chunker.Stats()} }
+func (kv *KV) Stats() Stats {
+	return Stats{Chunk: kv.chunker.Stats(), Coalesce: kv.coalesce.Stats()}
+}

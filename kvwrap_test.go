@@ -6,10 +6,13 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/contract"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/wire"
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/client/pkg/v3/testutil"
@@ -20,13 +23,101 @@ import (
 
 func TestMain(m *testing.M) { testutil.MustTestMainWithLeakDetection(m) }
 
+// stacks are configurations under which a client has to be as a plain one is.
+var stacks = map[string]Config{
+	"default": {},
+	"group":   {Rules: []Rule{{Coalesce: coalesce.GroupCommit, Transactions: true}}},
+	"retry":   {Rules: []Rule{{Coalesce: coalesce.LastWriteWins, Transactions: true, Retry: true, Linger: time.Millisecond}}},
+	"mixed": {
+		Chunk: chunker.Config{Threshold: 5000},
+		Rules: []Rule{
+			{Prefix: "a", Coalesce: coalesce.GroupCommit, Transactions: true},
+			{Prefix: "a\x00", Coalesce: coalesce.LastWriteWins, Transactions: true, Retry: true},
+			{Prefix: "b", Coalesce: coalesce.LastWriteWins, Retry: true, FlushEvery: time.Hour},
+		},
+	},
+}
+
 func TestContract(t *testing.T) {
-	contract.Run(t, func(t *testing.T, cli *clientv3.Client) contract.Stack {
-		kv, err := Install(cli, Config{})
+	for name, cfg := range stacks {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.Run(t, open(cfg, nil))
+		})
+	}
+	t.Run("write-behind", func(t *testing.T) {
+		t.Parallel()
+		contract.Run(t, open(Config{Rules: []Rule{{Coalesce: coalesce.LastWriteWins, FlushEvery: time.Millisecond}}}, func(kv *KV) clientv3.KV {
+			return told{kv}
+		}))
+	})
+}
+
+func TestDifferential(t *testing.T) {
+	for name, cfg := range stacks {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.Differential(t, open(cfg, nil), open(cfg, nil), open(Config{}, nil))
+		})
+	}
+	t.Run("write-behind", func(t *testing.T) {
+		t.Parallel()
+		// What waits is sent because of what is asked after it.
+		cfg := Config{Rules: []Rule{{Coalesce: coalesce.GroupCommit, FlushEvery: time.Hour}}}
+		contract.Differential(t, open(cfg, func(kv *KV) clientv3.KV { return untold{told{kv}} }))
+	})
+}
+
+// open installs kvwrap. As, where it is not nil, stands in for its KV.
+func open(cfg Config, as func(*KV) clientv3.KV) contract.Open {
+	return func(t *testing.T, cli *clientv3.Client) contract.Stack {
+		kv, err := Install(cli, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, kv.Close()) })
-		return contract.Stack{KV: cli.KV, Watcher: cli.Watcher, Lease: cli.Lease}
-	})
+		s := contract.Stack{KV: cli.KV, Watcher: cli.Watcher, Lease: cli.Lease}
+		if as != nil {
+			s.KV = as(kv)
+		}
+		return s
+	}
+}
+
+// told has all puts made by PutAsync, flushes, and waits for their promises.
+type told struct{ *KV }
+
+func (a told) Put(ctx context.Context, key, val string, opts ...clientv3.OpOption) (*clientv3.PutResponse, error) {
+	resp, err := a.Do(ctx, clientv3.OpPut(key, val, opts...))
+	return resp.Put(), err
+}
+
+func (a told) Do(ctx context.Context, op clientv3.Op) (clientv3.OpResponse, error) {
+	if !op.IsPut() {
+		return a.KV.Do(ctx, op)
+	}
+	type answer struct {
+		resp *clientv3.PutResponse
+		err  error
+	}
+	end := make(chan answer, 1)
+	a.putAsync(ctx, wire.PutRequest(op), func(resp *clientv3.PutResponse, err error) { end <- answer{resp, err} })
+	a.Flush(ctx) // its error is the promise's
+	got := <-end
+	return got.resp.OpResponse(), got.err
+}
+
+// untold has puts by Do wait for no promise, unless one may be refused or is to return
+// something.
+type untold struct{ told }
+
+func (a untold) Do(ctx context.Context, op clientv3.Op) (clientv3.OpResponse, error) {
+	if !op.IsPut() {
+		return a.KV.Do(ctx, op)
+	}
+	if r := wire.PutRequest(op); !r.PrevKv && !r.IgnoreValue && !r.IgnoreLease && r.Lease == 0 {
+		a.putAsync(ctx, r, nil)
+		return (&clientv3.PutResponse{}).OpResponse(), nil
+	}
+	return a.told.Do(ctx, op)
 }
 
 func statistics() string { return string(workload.NewGateway(1000, 1).Publish(0)) }
@@ -210,14 +301,16 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// TestTheReadmeCompiles holds the README's example to the one that is compiled.
+// TestTheReadmeCompiles holds the README's examples to those that are compiled.
 func TestTheReadmeCompiles(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	_, rest, ok := strings.Cut(string(readme), "```go\n")
-	require.True(t, ok, "README.md has an example")
-	example, _, _ := strings.Cut(rest, "```")
 	compiled, err := os.ReadFile("example_test.go")
 	require.NoError(t, err)
-	require.Contains(t, string(compiled), example)
+	examples := strings.Split(string(readme), "```go\n")[1:]
+	require.Len(t, examples, 2)
+	for _, e := range examples {
+		example, _, _ := strings.Cut(e, "```")
+		require.Contains(t, string(compiled), example)
+	}
 }
