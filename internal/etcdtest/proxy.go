@@ -16,9 +16,11 @@ type Proxy struct {
 	refusing atomic.Bool
 	running  sync.WaitGroup
 
-	mu     sync.Mutex
-	links  map[*link]bool
-	closed bool
+	mu    sync.Mutex
+	links map[*link]bool
+	gate  chan struct{} // closed when requests are let go; nil where they are not held
+	held  int           // reads from clients that are
+	done  chan struct{} // closed by Close
 }
 
 // link is a connection of a client's and the one to the member that it is passed
@@ -26,6 +28,7 @@ type Proxy struct {
 type link struct {
 	client, member net.Conn
 	losing         atomic.Bool // the next answer
+	late           atomic.Bool // whether something was held
 }
 
 func (l *link) cut() {
@@ -40,7 +43,7 @@ func NewProxy(target string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{listener: l, target: target, links: make(map[*link]bool)}
+	p := &Proxy{listener: l, target: target, links: make(map[*link]bool), done: make(chan struct{})}
 	p.running.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -66,10 +69,32 @@ func (p *Proxy) Refuse(refuse bool) { p.refusing.Store(refuse) }
 // of that answer: what was asked is done, or not, and the client cannot know.
 func (p *Proxy) LoseAnswers() { p.each(func(l *link) { l.losing.Store(true) }) }
 
+// Hold keeps what clients send from the member, until release is called; also what a
+// client has sent that has gone in the meantime. Requests then come late.
+func (p *Proxy) Hold() (release func()) {
+	gate := make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate, p.held = gate, 0
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.gate = nil
+		close(gate)
+	})
+}
+
+// Holds reports whether something is held.
+func (p *Proxy) Holds() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held > 0
+}
+
 // Close ends all connections and refuses new ones.
 func (p *Proxy) Close() {
 	p.mu.Lock()
-	p.closed = true
+	close(p.done)
 	p.mu.Unlock()
 	p.listener.Close()
 	p.Cut()
@@ -103,16 +128,59 @@ func (p *Proxy) serve(client net.Conn) {
 	defer p.remove(l)
 	p.running.Go(func() {
 		defer l.cut()
-		io.Copy(member, client)
+		p.requests(l)
 	})
 	l.answers()
+	if l.late.Load() {
+		io.Copy(io.Discard, member) // the client has gone, and what it has asked is still to be done
+	}
+}
+
+// requests passes on what the client sends.
+func (p *Proxy) requests(l *link) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := l.client.Read(buffer)
+		if err != nil {
+			break
+		}
+		if gate := p.hold(); gate != nil {
+			l.late.Store(true)
+			select {
+			case <-gate:
+			case <-p.done:
+			}
+		}
+		if _, err := l.member.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+	if l.late.Load() {
+		<-p.done // or the member would see that the client has gone
+	}
+}
+
+// hold returns what has to be waited for before something is passed on, nil where nothing
+// has.
+func (p *Proxy) hold() chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gate != nil {
+		p.held++
+	}
+	return p.gate
 }
 
 func (p *Proxy) add(l *link) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.links[l] = true
-	return !p.closed
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
 }
 
 func (p *Proxy) remove(l *link) {

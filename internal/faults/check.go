@@ -20,14 +20,21 @@ import (
 //     that was answered;
 //   - what an operation has found is what was there then: which value, and which
 //     revisions, version and lease; so a put is one version;
+//   - (of puts that were merged into one write the newest is it: the others took effect
+//     at the same revision, just before)
 //   - revisions do not go back in real time: an operation that began after another
 //     had ended is not before it. That holds across keys too.
 func (h *history) check(events []event) []string {
-	c := &checker{h: h, keys: make(map[string][]event), puts: make(map[string]event), deletes: make(map[change]bool)}
+	c := &checker{h: h, keys: make(map[string][]event), puts: make(map[string]event), deletes: make(map[change]bool), writers: make(map[string]int)}
 	c.violations = append(c.violations, h.wrong...)
 	c.sortEnds()
 	for _, e := range events {
 		c.event(e)
+	}
+	for _, r := range h.records {
+		if r.ID != "" {
+			c.writers[r.ID] = r.Client
+		}
 	}
 	for _, r := range h.records {
 		c.settlePut(r)
@@ -51,6 +58,7 @@ type checker struct {
 	keys       map[string][]event // by key, in order
 	puts       map[string]event   // by id
 	deletes    map[change]bool    // whether an operation is known that made it
+	writers    map[string]int     // the client that was to put a value, by id
 	ends       []*record          // of known outcome, in the order in which they ended
 	newest     []*record          // of all up to that one, the one at the highest revision
 	violations []string
@@ -134,11 +142,29 @@ func (c *checker) settlePut(r *record) {
 		}
 	case applied && !r.Wrote:
 		c.violation("applied at %d, although it should not be: %v", e.Rev, r)
+	case r.Wrote && !applied && c.merged(r):
+		r.Merged = true
 	case r.Wrote && !applied:
 		c.violation("lost: %v", r)
+	case r.Wrote && e.Rev < r.Revision && c.merged(r):
+		r.Revision = e.Rev // its own write had no answer, and while it was being looked for a newer value came
 	case r.Wrote && (e.Rev != r.Revision || e.Lease != r.Lease):
 		c.violation("applied as %v: %v", e, r)
 	}
+}
+
+// merged reports whether a client that uses the same KV as r's has put another value at
+// the revision that r was answered with: a put of a few that were one write, of which the
+// newest was written.
+func (c *checker) merged(r *record) bool {
+	kv, shares := c.h.share[r.Client]
+	if !shares || r.Kind != put && r.Kind != putBehind && r.Kind != putLeased {
+		return false
+	}
+	winner := c.at(r.Key, r.Revision)
+	by, is := c.writers[winner.ID]
+	other, alsoShares := c.h.share[by]
+	return winner.Mod == r.Revision && is && alsoShares && other == kv && winner.Lease == r.Lease
 }
 
 // settleDeletes finds the operation that made each delete. One of unknown outcome
@@ -205,7 +231,7 @@ func (c *checker) at(key string, revision int64) found {
 
 // observed compares what an operation has found with what was there.
 func (c *checker) observed(r *record) {
-	if !r.counts() {
+	if !r.counts() || r.Merged {
 		return
 	}
 	at := r.Revision

@@ -14,9 +14,9 @@ const prefix = "faults/"
 // with each other.
 var names = []string{"a", "a\x00", "aa", "b"}
 
-// epochRequests is how many requests an epoch has. Each has keys of its own, so
-// that the search for an order of the operations on one key stays short however
-// long the run is.
+// epochRequests is how many requests an epoch has, unless there are many clients. Each
+// has keys of its own, so that the search for an order of the operations on one key stays
+// short however long the run is.
 const epochRequests = 3000
 
 func epoch(n int) string { return fmt.Sprintf("%s%04d/", prefix, n) }
@@ -35,6 +35,7 @@ type client struct {
 	h       *history
 	perform func(request) result
 	role    role
+	small   bool // values
 	random  *rand.Rand
 
 	written int
@@ -71,7 +72,7 @@ func (c *client) run(ctx context.Context) {
 // that is left to chance is drawn before any answer is known, so that it is the
 // same at every run with the same seed.
 func (c *client) step() outcome {
-	at := epoch(int(c.h.started.Load() / epochRequests))
+	at := epoch(int(c.h.started.Load() / c.h.epoch))
 	keys := keysOf(at)
 	c.random.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
 	r := request{Kind: c.drawKind(), Keys: keys[:1], PrevKV: c.random.IntN(3) == 0, Timeout: c.drawTimeout()}
@@ -83,7 +84,7 @@ func (c *client) step() outcome {
 		r.Kind, first = put, c.drawSmall()
 	}
 	switch r.Kind {
-	case put, putLeased:
+	case put, putLeased, putBehind:
 		r.Values = []value{first}
 	case putPair:
 		r.Keys, r.Values = keys[:2], []value{first, second}
@@ -123,6 +124,9 @@ func (c *client) drawKind() kind {
 		{getSerializable, 6}, {putPair, 5}, {putLeased, 6}, {revoke, 4},
 	}
 	n := c.random.IntN(100)
+	if c.small && n < 15 {
+		return putBehind // in place of some puts
+	}
 	for _, s := range shares {
 		if n -= s.percent; n < 0 {
 			return s.kind
@@ -149,6 +153,9 @@ func (c *client) drawID() string {
 // drawValue returns a value: most are large, 70 KB to 1 MB, the more seldom the
 // larger, and have little that others do not.
 func (c *client) drawValue() value {
+	if c.small && c.random.IntN(50) > 0 {
+		return c.drawSmall()
+	}
 	size := 70<<10 + c.random.IntN(1+c.random.IntN(maxValueBytes-70<<10))
 	edit := 1 + c.random.IntN([]int{2 << 10, 4 << 10, 4 << 10, 60 << 10, 300 << 10}[c.random.IntN(5)])
 	v := value{ID: c.drawID(), Size: size, Edit: min(edit, size/2)}

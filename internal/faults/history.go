@@ -38,6 +38,7 @@ type record struct {
 	Revision int64 // else it has read the key there, or nothing
 	Observed bool  // Found is what was there, before it where it has changed the key
 	Found    found
+	Merged   bool // a newer value of a client that shares its KV was written in its place
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -67,6 +68,8 @@ type history struct {
 	began   time.Time
 	started atomic.Int64 // requests
 	acked   atomic.Int64 // requests that went well
+	epoch   int64        // requests that it has
+	share   map[int]int  // which KV a client uses, where others do as well
 
 	mu      sync.Mutex
 	records []*record
@@ -84,7 +87,7 @@ type digest struct {
 
 func newHistory() *history {
 	return &history{
-		began: time.Now(), values: make(map[string]value), ids: make(map[digest]string), counts: make(map[kind]map[outcome]int),
+		began: time.Now(), epoch: epochRequests, share: make(map[int]int), values: make(map[string]value), ids: make(map[digest]string), counts: make(map[kind]map[outcome]int),
 	}
 }
 

@@ -21,7 +21,13 @@ var (
 // kvwrap, while members are killed and paused, connections are cut, answers are
 // lost and writers die. Afterwards all that was answered has to agree with what
 // etcd says has happened, and nothing may be left of what has failed.
-func TestLinearizable(t *testing.T) {
+func TestLinearizable(t *testing.T) { linearizable(t, "chunks") }
+
+// TestLinearizableBatches is TestLinearizable with small values, which clients that share
+// a KV put together, and behind.
+func TestLinearizableBatches(t *testing.T) { linearizable(t, "batches") }
+
+func linearizable(t *testing.T, load string) {
 	duration, seed := *durationFlag, *seedFlag
 	if testing.Short() {
 		duration = min(duration, 5*time.Second)
@@ -30,8 +36,8 @@ func TestLinearizable(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("-faults.seed %d", seed)
-	r := newRun(t, seed)
-	r.load(duration)
+	r := newRun(t, seed, load)
+	r.play(duration)
 	pause := r.h.longestPause()
 	violations := r.verdict()
 	left := r.sweep()
@@ -41,5 +47,6 @@ func TestLinearizable(t *testing.T) {
 	r.nemesis.table(&summary)
 	t.Logf("seed %d, %v of load\n%s%d of the unknown writes were applied; %d sweeps have deleted %d chunks; the watch has missed %d compactions; longest time without progress %.1f s; violations %d, orphans %d",
 		seed, duration, &summary, r.h.appliedUnknown(), r.sweeps, r.deleted, len(r.watching.gaps), pause.Seconds(), violations, left)
+	t.Logf("%d writes went into %d batches, of which %d were merged; %d batches were tried again", r.coalesced, r.batches, r.merged, r.retries)
 	require.Zero(t, violations+left, "-faults.seed %d", seed)
 }

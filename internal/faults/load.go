@@ -11,20 +11,65 @@ import (
 
 	"github.com/kvwrap/kvwrap"
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 const (
-	wrappedClients = 4 // in this process, and one more that only reads
+	wrappedClients = 4 // KVs in this process, and one more that only reads
 	writerClients  = 3 // with processes of their own
 )
+
+// sessionTTL is short, so that a process that is paused loses its session.
+const sessionTTL = 2 * time.Second
+
+// load is what the clients of a run are like.
+type load struct {
+	configs []kvwrap.Config // of the KVs in this process, and of the writer processes; they need not be alike but for what is stored
+	reading kvwrap.Config   // of the one that only reads
+	share   int             // clients that use one KV of this process
+	small   bool            // values are of a few hundred bytes, and some are written behind
+}
+
+var loads = map[string]load{
+	"chunks":  {configs: chunked, reading: remembersNothing, share: 1},
+	"batches": {configs: batched, share: 12, small: true},
+}
+
+// chunked are configurations under which large values are written.
+var chunked = []kvwrap.Config{
+	{},
+	{Chunk: chunker.Config{MaxEntryBytes: 16 << 10}}, // stages nearly everything
+	{Chunk: chunker.Config{Threshold: 1}},            // chunks everything
+	remembersNothing,
+	{Chunk: chunker.Config{ChunkBytes: 16 << 10}}, // cuts elsewhere
+	{Chunk: chunker.Config{SweepInterval: 2 * time.Second, SweepRate: 1000}},
+	{Chunk: chunker.Config{MaxEntryBytes: 1 << 20, ChunkBytes: 1 << 10}}, // stages nearly nothing
+}
+
+var remembersNothing = kvwrap.Config{Chunk: chunker.Config{CacheBytes: 1}}
+
+// batched are configurations under which small values are coalesced.
+var batched = []kvwrap.Config{
+	{Rules: []kvwrap.Rule{{Coalesce: coalesce.GroupCommit, Transactions: true, FlushEvery: 20 * time.Millisecond}}},
+	{Rules: []kvwrap.Rule{{Coalesce: coalesce.LastWriteWins, Transactions: true, Linger: 5 * time.Millisecond}}},
+	{Rules: []kvwrap.Rule{{Coalesce: coalesce.LastWriteWins, Transactions: true, Retry: true, FlushEvery: 20 * time.Millisecond}}},
+	{
+		Rules:    []kvwrap.Rule{{Coalesce: coalesce.GroupCommit, Transactions: true, Retry: true, Linger: time.Millisecond}},
+		Coalesce: coalesce.Config{RequestTimeout: 300 * time.Millisecond, MaxOps: 3},
+	},
+	{Rules: []kvwrap.Rule{{Coalesce: coalesce.GroupCommit, Retry: true}}},
+	{Rules: []kvwrap.Rule{{Coalesce: coalesce.LastWriteWins, Retry: true, FlushEvery: 50 * time.Millisecond}}},
+	{},
+}
 
 // run is one run of TestLinearizable.
 type run struct {
 	*testing.T
-	seed     uint64
+	seed uint64
+	load
 	h        *history
 	cluster  *etcdtest.Members
 	nemesis  *nemesis
@@ -36,25 +81,33 @@ type run struct {
 	watching *witness         // as kvwrap does
 
 	sweeps, deleted int // that have come to their end beside the load, and the chunks they have deleted
+
+	coalesced, batches, merged, retries uint64 // of the KVs in this process
 }
 
-func newRun(t *testing.T, seed uint64) *run {
-	r := &run{T: t, seed: seed, h: newHistory()}
+func newRun(t *testing.T, seed uint64, name string) *run {
+	r := &run{T: t, seed: seed, load: loads[name], h: newHistory()}
 	r.cluster = etcdtest.StartMembers(t, 3, map[string]any{
 		// Members that were away catch up from a snapshot, and logs stay short.
 		"snapshot-count": 500, "snapshot-catchup-entries": 200, "max-wals": 2, "max-snapshots": 2,
 		"quota-backend-bytes": 8 << 30,
 	})
 	r.direct = clientOf(t, r.cluster.Direct()...)
+	r.h.epoch /= int64(r.share) // more of them at a time are more orders to search
 	r.seen = r.h.witness(t, r.direct, r.h.identifyStored)
 	for i := range wrappedClients {
-		r.clients = append(r.clients, r.client(anything, r.wrap(configs[i])))
+		perform := r.wrap(r.configs[i])
+		for range r.share {
+			c := r.client(anything, perform)
+			r.h.share[c.id] = i
+			r.clients = append(r.clients, c)
+		}
 	}
-	r.clients = append(r.clients, r.client(reading, r.wrap(remembersNothing)))
+	r.clients = append(r.clients, r.client(reading, r.wrap(r.reading)))
 	r.watching = r.h.witness(t, r.wrapped[0].Watcher(), identify)
 	var writers []*writer
 	for i := range writerClients {
-		w, err := newWriter(assignment{Endpoints: r.cluster.Endpoints(), Config: wrappedClients + i})
+		w, err := newWriter(assignment{Endpoints: r.cluster.Endpoints(), Load: name, Config: wrappedClients + i})
 		require.NoError(t, err)
 		t.Cleanup(w.close)
 		writers = append(writers, w)
@@ -62,7 +115,7 @@ func newRun(t *testing.T, seed uint64) *run {
 	}
 	cli := clientOf(t, r.cluster.Endpoints()...)
 	r.clients = append(r.clients, r.client(plain, performer{cli.KV, cli.Lease}.do))
-	r.wrap(chunker.Config{SessionTTL: sessionTTL, SweepRate: 10_000})
+	r.wrap(kvwrap.Config{Chunk: chunker.Config{SweepRate: 10_000}})
 	r.nemesis = &nemesis{
 		t: t, h: r.h, cluster: r.cluster, direct: r.direct, seen: r.seen, writers: writers,
 		random: rand.New(rand.NewPCG(seed, 1<<32)),
@@ -71,9 +124,10 @@ func newRun(t *testing.T, seed uint64) *run {
 }
 
 // wrap returns what carries out requests through kvwrap, in this process.
-func (r *run) wrap(cfg chunker.Config) func(request) result {
+func (r *run) wrap(cfg kvwrap.Config) func(request) result {
 	cli := clientOf(r, r.cluster.Endpoints()...)
-	kv, err := kvwrap.New(cli, kvwrap.Config{Chunk: cfg})
+	cfg.Chunk.SessionTTL = sessionTTL
+	kv, err := kvwrap.New(cli, cfg)
 	require.NoError(r, err)
 	r.Cleanup(func() { kv.Close() })
 	r.wrapped = append(r.wrapped, kv)
@@ -82,13 +136,13 @@ func (r *run) wrap(cfg chunker.Config) func(request) result {
 
 func (r *run) client(role role, perform func(request) result) *client {
 	id := len(r.clients) + len(r.writing)
-	return &client{id: id, h: r.h, perform: perform, role: role, random: rand.New(rand.NewPCG(r.seed, uint64(id)))}
+	return &client{id: id, h: r.h, perform: perform, role: role, small: r.small, random: rand.New(rand.NewPCG(r.seed, uint64(id)))}
 }
 
-// load has the clients and the nemesis work for a while, and ends them all. The
+// play has the clients and the nemesis work for a while, and ends them all. The
 // writer processes are the last: they are killed in mid-write, and nobody cleans up
 // after them but a sweep.
-func (r *run) load(duration time.Duration) {
+func (r *run) play(duration time.Duration) {
 	ctx, cancel := context.WithTimeout(r.Context(), duration)
 	defer cancel()
 	alive, die := context.WithCancel(r.Context())
@@ -115,6 +169,8 @@ func (r *run) load(duration time.Duration) {
 	require.NoError(r, r.cluster.Ready(ready))
 	for _, kv := range r.wrapped {
 		require.NoError(r, kv.Close())
+		s := kv.Stats().Coalesce
+		r.batches, r.coalesced, r.merged, r.retries = r.batches+s.Batches, r.coalesced+s.Puts+s.Async+s.Txns, r.merged+s.Merged, r.retries+s.Retries
 	}
 }
 

@@ -10,6 +10,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	etcdtest.Main(map[string]etcdtest.Role{writerRole: serveWriter})
+	etcdtest.Main(map[string]etcdtest.Role{writerRole: serveWriter, producerRole: serveProducer})
 	testutil.MustTestMainWithLeakDetection(m)
 }

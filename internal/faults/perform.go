@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/coalesce"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -37,7 +38,9 @@ func (p performer) do(r request) result {
 	switch {
 	case errors.As(err, &applied):
 		res.Revision, res.Wrote = applied.Revision, true
-	case r.reads(), isAny(err, errNotSent, chunker.ErrContention, chunker.ErrClosed, rpctypes.ErrLeaseNotFound, rpctypes.ErrTooManyRequests):
+	case r.Kind == revoke: // etcd's client sends it again, and may find that it has revoked the lease
+		res.Outcome = unknown
+	case r.reads(), isAny(err, errNotSent, chunker.ErrContention, chunker.ErrClosed, coalesce.ErrOvertaken, coalesce.ErrBarrier, rpctypes.ErrLeaseNotFound, rpctypes.ErrTooManyRequests):
 		res.Outcome = failed
 	default:
 		res.Outcome = unknown
@@ -59,7 +62,7 @@ func isAny(err error, any ...error) bool {
 
 func (p performer) perform(ctx context.Context, r request, res *result) error {
 	switch r.Kind {
-	case put, putLeased:
+	case put, putLeased, putBehind:
 		return p.put(ctx, r, res)
 	case putPair:
 		return p.putPair(ctx, r, res)
@@ -90,7 +93,11 @@ func (p performer) put(ctx context.Context, r request, res *result) error {
 		res.Lease = int64(granted.ID)
 		opts = append(opts, clientv3.WithLease(granted.ID))
 	}
-	resp, err := p.kv.Put(ctx, r.Keys[0], string(r.Values[0].bytes()), opts...)
+	put := p.kv.Put
+	if r.Kind == putBehind {
+		put = p.putBehind
+	}
+	resp, err := put(ctx, r.Keys[0], string(r.Values[0].bytes()), opts...)
 	if err != nil {
 		return err
 	}
@@ -99,6 +106,25 @@ func (p performer) put(ctx context.Context, r request, res *result) error {
 		res.observe(r.Keys[0], resp.PrevKv)
 	}
 	return nil
+}
+
+// putBehind waits for the promise of a put, however long that takes.
+func (p performer) putBehind(ctx context.Context, key, val string, opts ...clientv3.OpOption) (*clientv3.PutResponse, error) {
+	kv, ok := p.kv.(interface {
+		PutAsync(context.Context, string, string, func(*clientv3.PutResponse, error), ...clientv3.OpOption)
+	})
+	if !ok {
+		return p.kv.Put(ctx, key, val, opts...)
+	}
+	var resp *clientv3.PutResponse
+	var err error
+	told := make(chan struct{})
+	kv.PutAsync(ctx, key, val, func(r *clientv3.PutResponse, e error) {
+		resp, err = r, e
+		close(told)
+	}, opts...)
+	<-told
+	return resp, err
 }
 
 func (p performer) putPair(ctx context.Context, r request, res *result) error {

@@ -8,6 +8,7 @@ type kind string
 const (
 	put             kind = "put"
 	putLeased       kind = "put, leased"
+	putBehind       kind = "put behind"   // by PutAsync, with a promise
 	putPair         kind = "put two keys" // in one transaction
 	swapByRevision  kind = "swap by revision"
 	swapByValue     kind = "swap by value"

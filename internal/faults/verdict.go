@@ -33,7 +33,7 @@ func (r *run) verdict() int {
 // end reads all keys, makes one last write, and waits until all witnesses have seen
 // it. Then they are closed.
 func (h *history) end(t testing.TB, client int, p performer, witnesses ...*witness) {
-	for n := range int(h.started.Load()/epochRequests) + 1 {
+	for n := range int(h.started.Load()/h.epoch) + 1 {
 		res := h.do(client, request{Kind: getAll, Keys: keysOf(epoch(n)), Prefix: epoch(n), Timeout: time.Minute}, p.do)
 		if res.Outcome != ok {
 			t.Errorf("the last read: %v", res.Error)

@@ -12,30 +12,12 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap"
-	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 )
-
-// sessionTTL is short, so that a process that is paused loses its session.
-const sessionTTL = 2 * time.Second
-
-// configs are those of the clients, which need not be alike but for what is stored
-// in the cluster.
-var configs = []chunker.Config{
-	{SessionTTL: sessionTTL},
-	{SessionTTL: sessionTTL, MaxEntryBytes: 16 << 10}, // stages nearly everything
-	{SessionTTL: sessionTTL, Threshold: 1},            // chunks everything
-	remembersNothing,
-	{SessionTTL: sessionTTL, ChunkBytes: 16 << 10}, // cuts elsewhere
-	{SessionTTL: sessionTTL, SweepInterval: 2 * time.Second, SweepRate: 1000},
-	{SessionTTL: sessionTTL, MaxEntryBytes: 1 << 20, ChunkBytes: 1 << 10}, // stages nearly nothing
-}
-
-var remembersNothing = chunker.Config{SessionTTL: sessionTTL, CacheBytes: 1}
 
 // newClient returns a client that finds a member again soon after it was away.
 func newClient(endpoints ...string) (*clientv3.Client, error) {
@@ -51,7 +33,8 @@ const writerRole = "writer"
 // assignment is what a writer process is told when it starts.
 type assignment struct {
 	Endpoints []string
-	Config    int // of configs
+	Load      string // of loads
+	Config    int    // of its configs
 }
 
 // serveWriter is a process that carries out one request after the other, each a
@@ -65,7 +48,9 @@ func serveWriter(argument string) error {
 	if err != nil {
 		return err
 	}
-	kv, err := kvwrap.New(cli, kvwrap.Config{Chunk: configs[a.Config]})
+	cfg := loads[a.Load].configs[a.Config]
+	cfg.Chunk.SessionTTL = sessionTTL
+	kv, err := kvwrap.New(cli, cfg)
 	if err != nil {
 		return err
 	}
