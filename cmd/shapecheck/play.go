@@ -21,7 +21,7 @@ import (
 
 // side is one of the two clients that are compared, and what was measured of it.
 type side struct {
-	key            string           // "statistics" where it is not set
+	key            string           // that is published to
 	writer, reader *clientv3.Client // two members of the gateway
 	server         *server          // nil on a cluster that is not the demo's own
 
@@ -54,9 +54,6 @@ func scratchName() string { return rand.Text()[:12] }
 func (d *demo) play(ctx context.Context, p *progress, r *result) error {
 	recorders := make(map[*side]*record.Stage)
 	for _, s := range []*side{&r.plain, &r.wrapped} {
-		if s.key == "" {
-			s.key = "statistics"
-		}
 		recorders[s] = record.Over(wire.Client(s.writer.KV))
 		s.writer.KV = clientv3.NewKVFromKVClient(recorders[s], nil)
 	}

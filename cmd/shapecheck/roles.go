@@ -19,10 +19,11 @@ import (
 // roles compares what roles may do on keys with what they may do on the chunks of
 // these.
 type roles struct {
-	role    string // the only one to look at; empty for all
-	apply   bool
-	space   spaceFlags
-	cluster clusterFlags
+	role      string // the only one to look at; empty for all
+	apply     bool
+	sequences bool // the keys of batches, too
+	space     spaceFlags
+	cluster   clusterFlags
 }
 
 func rolesCommand() *cobra.Command {
@@ -33,6 +34,9 @@ func rolesCommand() *cobra.Command {
 		Long: `A role that has a permission on a range of keys needs the same permission on the
 range of their chunks. This shows which of these are missing, for all roles or one,
 and grants them with --apply. It takes away none.
+
+With --sequences it looks for one permission more in each role that may write: on the
+keys below the reserved prefix by which processes know what has become of a batch.
 
 The ranges of chunks hold bytes 00, unless the reserved prefix and the keys are
 chosen for it. No argument of a command can hold one, so etcdctl cannot grant them.`,
@@ -45,6 +49,7 @@ chosen for it. No argument of a command can hold one, so etcdctl cannot grant th
 	}
 	cmd.Flags().StringVar(&r.role, "role", "", "look at this role only")
 	cmd.Flags().BoolVar(&r.apply, "apply", false, "grant what is missing")
+	cmd.Flags().BoolVar(&r.sequences, "sequences", false, "also what processes need that write behind, or have rules with Retry or SkipUnchanged")
 	r.space.register(cmd)
 	r.cluster.register(cmd)
 	return cmd
@@ -77,13 +82,21 @@ func (r *roles) run(ctx context.Context, stdout io.Writer) error {
 		if err != nil {
 			return rootOnly(fmt.Sprintf("role %q", name), err)
 		}
-		for _, g := range missingGrants(space, role.Perm) {
+		missingOf := missingGrants(space, role.Perm)
+		if r.sequences {
+			missingOf = append(missingOf, missingSequences(space, role.Perm)...)
+		}
+		for _, g := range missingOf {
 			if r.apply {
 				if _, err := cli.RoleGrantPermission(ctx, name, string(g.chunks.Key), string(g.chunks.End), clientv3.PermissionType(g.typ)); err != nil {
 					return rootOnly(fmt.Sprintf("granting role %q %s on %s, after %d other permissions", name, permissionName(g.typ), rangeName(g.chunks), missing), err)
 				}
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", name, permissionName(g.typ), rangeName(g.keys), rangeName(g.chunks))
+			keys := "for batches"
+			if g.keys.Key != nil {
+				keys = rangeName(g.keys)
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", name, permissionName(g.typ), keys, rangeName(g.chunks))
 			missing++
 		}
 	}
@@ -121,7 +134,8 @@ func rangeName(r format.Range) string {
 	return fmt.Sprintf("[%q, %q)", r.Key, r.End)
 }
 
-// grant is a permission on the chunks of keys.
+// grant is a permission on the chunks of keys, or where there are no keys on something
+// else below the reserved prefix.
 type grant struct {
 	keys, chunks format.Range
 	typ          authpb.Permission_Type
@@ -152,6 +166,19 @@ func missingGrants(space format.Keyspace, has []*authpb.Permission) (missing []g
 		}
 	}
 	return missing
+}
+
+// missingSequences returns the permission on the keys of batches, where a role that may
+// write lacks it.
+func missingSequences(space format.Keyspace, has []*authpb.Permission) []grant {
+	prefix := chunker.Config{ReservedPrefix: space.Prefix()}.OwnPrefix("sequence")
+	g := grant{chunks: format.Range{Key: []byte(prefix), End: []byte(clientv3.GetPrefixRangeEnd(prefix))}, typ: authpb.READWRITE}
+	for _, p := range has {
+		if writes(p) && !(covered(has, g.chunks, reads) && covered(has, g.chunks, writes)) {
+			return []grant{g}
+		}
+	}
+	return nil
 }
 
 func permitted(p *authpb.Permission) format.Range { return format.Range{Key: p.Key, End: p.RangeEnd} }

@@ -99,6 +99,21 @@ Missing permissions: 2. Run again with --apply to grant them.
 	require.Contains(t, roles("--apply"), "\nGranted. Permissions: 1.\n")
 	require.Equal(t, "No permission on chunks is missing. Roles: 3.\n", roles("--apply"))
 
+	// What is written behind takes one more.
+	behind := func() error {
+		kv, err := kvwrap.New(cluster.ClientAs(t, "gateway"), kvwrap.Config{})
+		require.NoError(t, err)
+		defer kv.Close()
+		told := make(chan error, 1)
+		kv.PutAsync(t.Context(), "stats/small", "v", func(_ *clientv3.PutResponse, err error) { told <- err })
+		return <-told
+	}
+	require.ErrorContains(t, behind(), "shapecheck roles --sequences --apply")
+	require.Contains(t, roles("--sequences", "--role", "gateway"), `gateway   readwrite    for batches   ["\x00kvw/\x00\x02sequence/", "\x00kvw/\x00\x02sequence0")`)
+	require.Contains(t, roles("--sequences", "--apply"), "\nGranted. Permissions: 2.\n")
+	require.NoError(t, behind())
+	require.Contains(t, roles("--sequences"), "No permission")
+
 	for _, c := range []struct {
 		args []string
 		says string

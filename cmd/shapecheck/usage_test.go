@@ -22,6 +22,12 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"dmeo"}, `unknown command "dmeo": see shapecheck --help`},
 		{[]string{"demo", "now"}, `demo takes no arguments, got ["now"]: see shapecheck demo --help`},
+		{[]string{"demo", "offsets", "now"}, `offsets takes no arguments, got ["now"]: see shapecheck demo offsets --help`},
+		{[]string{"demo", "offsets", "--rate", "0"}, `--rate is 0: choose 1 to 100000 commits a second`},
+		{[]string{"demo", "offsets", "--partitions", "-1"}, `--partitions is -1: choose 1 to 100000`},
+		{[]string{"demo", "offsets", "--duration", "1ms"}, `--duration is 1ms: choose 1s to 1m`},
+		{[]string{"demo", "offsets", "--flush", "6s"}, `--flush is 6s: choose 0 to --duration, 5s`},
+		{[]string{"demo", "offsets", "--user", "root"}, `--user is for --endpoints, which is not set`},
 		{[]string{"demo", "--fast"}, `unknown flag: --fast: see shapecheck demo --help`},
 		{[]string{"demo", "--pipelines", "many"}, `invalid argument "many"`},
 		{[]string{"demo", "--pipelines", "0"}, `--pipelines is 0: choose 1 to 4000`},

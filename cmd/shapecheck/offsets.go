@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kvwrap/kvwrap"
+	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/kvwrap/kvwrap/internal/paired"
+	"github.com/kvwrap/kvwrap/internal/record"
+	"github.com/kvwrap/kvwrap/internal/wire"
+	"github.com/kvwrap/kvwrap/internal/workload"
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// offsets is the broker's case: an offset for each partition, put again and again.
+type offsets struct {
+	partitions int
+	rate       int // commits a second
+	duration   time.Duration
+	flush      time.Duration
+	cluster    clusterFlags
+}
+
+func offsetsCommand() *cobra.Command {
+	var o offsets
+	cmd := &cobra.Command{
+		Use:   "offsets",
+		Short: "Plays a broker's offset commits through a plain client and through kvwrap, one after the other",
+		Long: `Plays the other case that kvwrap was made for: a broker that puts the next offset
+of a partition, some bytes, whenever it has flushed messages, thousands of times a
+second. First each commit is a put of the plain client; then commits are written
+behind, the newest offset of a partition once in --flush.
+
+Without --endpoints it starts two etcd servers of its own, one for each side, as
+child processes on the loopback interface, and removes them afterwards. With
+--endpoints it plays on that cluster, below a prefix of its own that it removes
+afterwards; what the database grows by is then that of all of the cluster's clients.`,
+		Example: `  shapecheck demo offsets
+  shapecheck demo offsets --flush 500ms
+  shapecheck demo offsets --endpoints 10.0.0.1:2379`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(cmd.Flags().Changed); err != nil {
+				return err
+			}
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().IntVar(&o.partitions, "partitions", 200, "partitions of the broker")
+	cmd.Flags().IntVar(&o.rate, "rate", 5000, "commits a second")
+	cmd.Flags().DurationVar(&o.duration, "duration", 5*time.Second, "how long to commit, on each side")
+	cmd.Flags().DurationVar(&o.flush, "flush", 50*time.Millisecond, "how long a commit waits for others, at the most")
+	o.cluster.register(cmd)
+	return cmd
+}
+
+// What a commit may be in the backend, at the most.
+const commitBytes = 400
+
+func (o *offsets) check(set func(flag string) bool) error {
+	switch {
+	case o.partitions < 1 || o.partitions > 100_000:
+		return usagef("--partitions is %d: choose 1 to 100000", o.partitions)
+	case o.rate < 1 || o.rate > 100_000:
+		return usagef("--rate is %d: choose 1 to 100000 commits a second", o.rate)
+	case o.duration < time.Second || o.duration > time.Minute:
+		return usagef("--duration is %v: choose 1s to 1m", o.duration)
+	case o.flush < 0 || o.flush > o.duration:
+		return usagef("--flush is %v: choose 0 to --duration, %v", o.flush, o.duration)
+	}
+	return o.cluster.check(set)
+}
+
+// committed is what one side has measured.
+type committed struct {
+	side
+	sent     record.Counts
+	took     time.Duration
+	grown    int64 // bytes of the database that are in use
+	returned paired.Durations
+	durable  paired.Durations
+}
+
+func (o *offsets) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	p := newProgress(stderr)
+	var plain, wrapped committed
+	sides := []*side{&plain.side, &wrapped.side}
+	play := func(ctx context.Context) error {
+		for _, c := range []*committed{&plain, &wrapped} {
+			if err := o.play(ctx, p, c, c == &wrapped); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(o.cluster.endpoints) == 0 {
+		err = onOwnServers(ctx, p, defaultCatchUp, sides, play)
+	} else {
+		most := 2 * commitBytes * int(o.duration.Seconds()*float64(o.rate))
+		err = onCluster(ctx, p, &o.cluster, most, "choose less --rate or --duration", sides, play)
+	}
+	p.end()
+	if err != nil {
+		return err
+	}
+	return o.print(stdout, &plain, &wrapped)
+}
+
+// play commits on one side, and measures.
+func (o *offsets) play(ctx context.Context, p *progress, c *committed, wrapped bool) error {
+	sent := record.Over(wire.Client(c.writer.KV))
+	c.writer.KV = clientv3.NewKVFromKVClient(sent, nil)
+	put := func(ctx context.Context, key, offset string, done func(error)) {
+		go func() {
+			_, err := c.writer.Put(ctx, key, offset)
+			done(err)
+		}()
+	}
+	flush := func(context.Context) error { return nil }
+	name := "the plain client"
+	if wrapped {
+		name = "kvwrap"
+		kv, err := kvwrap.Install(c.writer, kvwrap.Config{Rules: []kvwrap.Rule{{
+			Prefix: workload.OffsetsPrefix, Coalesce: coalesce.LastWriteWins, FlushEvery: o.flush,
+		}}})
+		if err != nil {
+			return err
+		}
+		defer kv.Close()
+		flush = kv.Flush
+		put = func(ctx context.Context, key, offset string, done func(error)) {
+			kv.PutAsync(ctx, key, offset, func(_ *clientv3.PutResponse, err error) { done(err) })
+		}
+	}
+	// The first commits of all partitions count for nothing.
+	broker := workload.NewBroker(o.partitions, 1)
+	if err := o.commit(ctx, broker, o.partitions, 0, put, nil); err != nil {
+		return err
+	}
+	before, err := c.inUse(ctx)
+	if err != nil {
+		return err
+	}
+	sent.Take()
+	p.say("committing through %s", name)
+	seconds := int(o.duration / time.Second)
+	began := time.Now()
+	for i := range seconds {
+		p.count("committing through "+name+", second", i, seconds)
+		if err := o.commit(ctx, broker, o.rate, time.Second, put, c); err != nil {
+			return err
+		}
+	}
+	if err := flush(ctx); err != nil {
+		return err
+	}
+	c.took = time.Since(began)
+	c.sent = sent.Take()
+	after, err := c.inUse(ctx)
+	c.grown = after - before
+	return err
+}
+
+// maxOpen bounds the commits that are not yet durable.
+const maxOpen = 10_000
+
+// commit makes n commits, spread over a time, and waits for those that are not to wait for
+// others.
+func (o *offsets) commit(ctx context.Context, broker *workload.Broker, n int, over time.Duration, put func(ctx context.Context, key, offset string, done func(error)), c *committed) error {
+	var (
+		mu     sync.Mutex
+		failed error
+		all    sync.WaitGroup
+	)
+	open := make(chan struct{}, maxOpen)
+	began := time.Now()
+	for i := range n {
+		if due := began.Add(over * time.Duration(i) / time.Duration(n)); i%10 == 0 {
+			select {
+			case <-time.After(time.Until(due)):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		partition, offset := broker.Commit()
+		all.Add(1)
+		open <- struct{}{}
+		start := time.Now()
+		put(ctx, workload.OffsetKey(partition), offset, func(err error) {
+			defer all.Done()
+			<-open
+			mu.Lock()
+			defer mu.Unlock()
+			if failed == nil {
+				failed = err
+			}
+			if c != nil {
+				c.durable = append(c.durable, time.Since(start))
+			}
+		})
+		if c != nil {
+			c.returned = append(c.returned, time.Since(start))
+		}
+	}
+	all.Wait()
+	if failed != nil {
+		return fmt.Errorf("committing an offset: %w", failed)
+	}
+	return nil
+}
+
+// inUse returns how many bytes of the database are in use, once the server has written
+// what it was sent: it does so every 100 ms.
+func (c *committed) inUse(ctx context.Context) (int64, error) {
+	last := int64(-1)
+	for {
+		st, err := c.writer.Status(ctx, c.writer.Endpoints()[0])
+		if err != nil {
+			return 0, err
+		}
+		if st.DbSizeInUse == last {
+			c.after.version = st.Version
+			return last, nil
+		}
+		last = st.DbSizeInUse
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// print writes the two sides beside each other.
+func (o *offsets) print(w io.Writer, plain, wrapped *committed) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "A broker commits offsets of %d partitions, %d a second, for %v on each side: one put\n", o.partitions, o.rate, o.duration)
+	fmt.Fprintf(&b, "each; and written behind, the newest one of a partition once in %v.\n", o.flush)
+	if plain.server != nil {
+		fmt.Fprintf(&b, "etcd %s, one server for each side, without fsync.\n\n", plain.after.version)
+	} else {
+		fmt.Fprintf(&b, "etcd %s at %s.\n\n", plain.after.version, strings.Join(o.cluster.endpoints, ", "))
+	}
+	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', tabwriter.AlignRight)
+	row := func(what, plain, wrapped, note string) {
+		fmt.Fprintf(t, "%-46s\t%s\t%s\t%s\t\n", what, plain, wrapped, note)
+	}
+	rate := func(c *committed, n float64) float64 { return n / c.took.Seconds() }
+	count := func(what string, of func(c *committed) float64) {
+		x, y := rate(plain, of(plain)), rate(wrapped, of(wrapped))
+		row(what, fmt.Sprintf("%.1f", x), fmt.Sprintf("%.1f", y), fmt.Sprintf("%.1fx less", x/y))
+	}
+	size := func(what string, of func(c *committed) float64) {
+		x, y := rate(plain, of(plain)), rate(wrapped, of(wrapped))
+		row(what, bytesOf(int(x)), bytesOf(int(y)), fmt.Sprintf("%.1fx less", x/y))
+	}
+	each := func(what string, of func(c *committed) string) { row(what, of(plain), of(wrapped), "") }
+	row("", "plain client", "kvwrap", "")
+	each("commits a second", func(c *committed) string { return fmt.Sprintf("%.0f", rate(c, float64(len(c.durable)))) })
+	count("revisions a second", func(c *committed) float64 { return float64(len(c.sent.Proposals)) })
+	size("proposed a second", func(c *committed) float64 { return float64(c.sent.ProposedBytes()) })
+	size("database grows a second by", func(c *committed) float64 { return float64(c.grown) })
+	each("the default quota of 2 GiB is full after", func(c *committed) string {
+		if c.grown <= 0 {
+			return "-"
+		}
+		return durationOf(defaultQuota / rate(c, float64(c.grown)))
+	})
+	times := func(d paired.Durations) string {
+		return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
+	}
+	row("the broker waits, median / 99th percentile", times(plain.durable), times(wrapped.returned), "")
+	each("a commit is durable after", func(c *committed) string { return times(c.durable) })
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	written := float64(len(wrapped.durable)) / float64(max(len(wrapped.sent.Proposals), 1))
+	fmt.Fprintf(&b, "\n%.0f commits a revision. A key that is written in every flush takes its bytes in every flush:\n", written)
+	fmt.Fprintf(&b, "a longer --flush saves more of the database, a shorter one less of the revisions.\n")
+	if plain.server == nil {
+		fmt.Fprintf(&b, "The keys are gone; their revisions take room in the database until it is compacted.\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// shortly writes a time with two or three digits.
+func shortly(d time.Duration) string {
+	switch {
+	case d < 10*time.Microsecond:
+		return fmt.Sprintf("%.1f µs", float64(d)/float64(time.Microsecond))
+	case d < time.Millisecond:
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	}
+	return fmt.Sprintf("%.1f ms", millis(d))
+}
+
+// durationOf writes seconds in the unit that suits them.
+func durationOf(seconds float64) string {
+	switch {
+	case seconds < 120:
+		return fmt.Sprintf("%.0f s", seconds)
+	case seconds < 7200:
+		return fmt.Sprintf("%.0f min", seconds/60)
+	case seconds < 48*3600:
+		return fmt.Sprintf("%.1f h", seconds/3600)
+	}
+	return fmt.Sprintf("%.1f days", seconds/86400)
+}
