@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,26 +17,33 @@ type register struct {
 	since int64
 }
 
+// operation is a record, and of a write the revision of the one before it.
+type operation struct {
+	*record
+	after int64
+}
+
 // model is one key of etcd's as a register. Revisions are part of it: a register
 // holds not only a value, but says which write it is from, and writes have
-// increasing ones.
+// increasing ones. So only one write can be next, and a search need not try the orders
+// of those that overlap.
 var model = porcupine.Model{
 	Init: func() any { return register{} },
 	Step: func(state, input, _ any) (bool, any) {
-		s, r := state.(register), input.(*record)
+		s, r := state.(register), input.(operation)
 		switch {
 		case r.Observed && r.Found != s.found:
 			return false, s
 		case !r.Wrote:
 			return r.Revision >= s.since, s
-		case r.Revision <= s.since:
+		case s.since != r.after || r.Revision <= s.since:
 			return false, s
 		case r.ID == "":
 			return s.ID != "", register{since: r.Revision}
 		}
 		return true, register{s.put(r.ID, r.Revision, r.Lease), r.Revision}
 	},
-	DescribeOperation: func(input, _ any) string { return input.(*record).String() },
+	DescribeOperation: func(input, _ any) string { return input.(operation).String() },
 	DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
 }
 
@@ -50,10 +58,11 @@ func (h *history) linearizable(dir func() string) (violations []string) {
 	keys := make(map[string][]porcupine.Operation)
 	for _, r := range h.records {
 		if r.ordered() && !r.Merged {
-			keys[r.Key] = append(keys[r.Key], porcupine.Operation{ClientId: r.Client, Input: r, Call: int64(r.Call), Return: int64(r.Return)})
+			keys[r.Key] = append(keys[r.Key], porcupine.Operation{ClientId: r.Client, Input: operation{record: r}, Call: int64(r.Call), Return: int64(r.Return)})
 		}
 	}
 	for key, ops := range keys {
+		chain(ops)
 		if porcupine.CheckOperationsTimeout(model, ops, time.Minute) == porcupine.Ok {
 			continue
 		}
@@ -65,6 +74,22 @@ func (h *history) linearizable(dir func() string) (violations []string) {
 		violations = append(violations, fmt.Sprintf("%q is not linearizable: porcupine says %s: %s", key, result, picture))
 	}
 	return violations
+}
+
+// chain tells each write of a key which one it comes after.
+func chain(ops []porcupine.Operation) {
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int {
+		return cmp.Compare(a.Input.(operation).Revision, b.Input.(operation).Revision)
+	})
+	before := int64(0)
+	for i, op := range ops {
+		o := op.Input.(operation)
+		if !o.Wrote {
+			continue
+		}
+		o.after, before = before, o.Revision
+		ops[i].Input = o
+	}
 }
 
 // dump writes what is known of each key into files.
