@@ -211,8 +211,8 @@ func (kv *KV) Lease() clientv3.Lease { return kv.lease }
 // PutAsync takes a put that is to be written later, and tells promise, which may be nil,
 // how that has ended. It is [coalesce.Stage.PutAsync], which says more; opts are those of
 // a put. A put of a value that is chunked, or of a key that is known to be, and one with
-// WithPrevKV or WithIgnoreValue, does not wait for others: it is written, and promise told,
-// before PutAsync returns, or ctx has ended.
+// WithPrevKV or WithIgnoreValue, does not wait for others: it is written before PutAsync
+// returns, or ctx has ended.
 func (kv *KV) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
 	kv.putAsync(ctx, wire.PutRequest(clientv3.OpPut(key, val, opts...)), promise)
 }
@@ -223,15 +223,12 @@ func (kv *KV) putAsync(ctx context.Context, r *pb.PutRequest, promise func(*clie
 		kv.coalesce.PutAsync(ctx, r, promise)
 		return
 	}
-	var resp *pb.PutResponse
-	if err == nil {
-		resp, err = kv.chunker.Put(ctx, r)
-	}
-	if promise != nil {
-		promise((*clientv3.PutResponse)(resp), err)
-	} else if err != nil {
-		kv.coalesce.Fail(r.Key, err)
-	}
+	kv.coalesce.PutThrough(r.Key, promise, func() (*pb.PutResponse, error) {
+		if err != nil {
+			return nil, err
+		}
+		return kv.chunker.Put(ctx, r)
+	})
 }
 
 // Flush has all that waits be sent now, and waits until it was written. It is

@@ -481,7 +481,40 @@ func TestFence(t *testing.T) {
 	require.True(t, resp.Succeeded)
 	_, err = e.kv.Put(WithFence(theirs, clientv3.Compare(clientv3.Version("owner"), "=", 0)), "k", "")
 	require.ErrorIs(t, err, ErrFenced, "outer conditions stay")
-	require.True(t, WithFence(e.ctx) == e.ctx)
+}
+
+// TestAFenceWithoutConditions holds up everything: a list that has come out empty is a
+// mistake.
+func TestAFenceWithoutConditions(t *testing.T) {
+	e := newEnv(t, rule(Rule{Mode: GroupCommit, Transactions: true}), nil)
+	for says, ctx := range map[string]context.Context{
+		"without conditions": WithFence(e.ctx),
+		"has no key":         WithFence(e.ctx, clientv3.Compare(clientv3.Version(""), "=", 0)),
+	} {
+		told := make(chan error, 1)
+		e.kv.PutAsync(ctx, "k", "v", func(_ *clientv3.PutResponse, err error) { told <- err })
+		_, put := e.kv.Put(WithFence(ctx, clientv3.Compare(clientv3.Version("k"), "=", 0)), "k", "v")
+		_, deleted := e.kv.Delete(ctx, "k")
+		_, txn := e.kv.Txn(ctx).Then(clientv3.OpPut("k", "v")).Commit()
+		for _, err := range []error{<-told, put, deleted, txn} {
+			require.ErrorIs(t, err, ErrFenced)
+			require.ErrorContains(t, err, says)
+		}
+		resp, err := e.kv.Get(ctx, "k")
+		require.NoError(t, err)
+		require.Empty(t, resp.Kvs)
+	}
+}
+
+// TestAFenceSeesWhatWaits: a condition is about what was written before.
+func TestAFenceSeesWhatWaits(t *testing.T) {
+	e := newEnv(t, rule(Rule{Mode: GroupCommit, FlushEvery: time.Hour, Linger: time.Hour}), nil)
+	_, err := e.cli.Put(e.ctx, "owner", "me")
+	require.NoError(t, err)
+	mine := WithFence(e.ctx, clientv3.Compare(clientv3.Value("owner"), "=", "me"))
+	e.kv.PutAsync(e.ctx, "owner", "you", nil)
+	_, err = e.kv.Delete(mine, "k")
+	require.ErrorIs(t, err, ErrFenced)
 }
 
 // TestPermissionsOfASequence has a user who may write the keys, but not the sequence.

@@ -27,7 +27,7 @@ const (
 )
 
 // PutAsync takes a put that is to be written later: within the FlushEvery of its key's
-// rule, as far as etcd can be reached. Under LastWriteWins or Max, of the puts of a key
+// rule, at once where there is none, as far as etcd can be reached. Under LastWriteWins or Max, of the puts of a key
 // that wait one value is written; else each of them is, in the order in which they
 // came. A put that is taken is written in the end, however often it has to be tried,
 // once: unless etcd refuses it, a fence does, somebody else writes the key while it is
@@ -35,31 +35,46 @@ const (
 // process at most what Pending has last reported is lost.
 //
 // Promise, which may be nil, is told how it ended, one call at a time and in the order
-// of the ends; without one, Config.OnError is told of errors. A promise may call the
-// stage, but for Flush and Close, which wait for it. Where the put is not taken it is
-// told before PutAsync returns.
+// of the ends, on a goroutine of the stage; without one, Config.OnError is told of errors,
+// in the same way. A promise may call the stage, but for Flush and Close, which wait for it.
+// It should be quick: the puts that have ended and whose promises wait for it are not
+// pending any more, and nothing bounds them.
 //
 // PutAsync returns at once, but waits for room where more than MaxPendingBytes are
 // pending and RejectWhenFull is not set. Ctx ends that wait, and nothing else, if it has
 // not ended before: a put that was taken does not depend on it. Its values are kept, see [WithFence].
 func (s *Stage) PutAsync(ctx context.Context, r *pb.PutRequest, promise func(*clientv3.PutResponse, error)) {
-	err := s.takeAsync(ctx, r, promise)
-	if err == nil {
-		return
-	}
-	if promise != nil {
-		s.stats.failed.Add(1)
-		promise(nil, err)
-	} else {
-		s.Fail(r.Key, err)
+	if err := s.takeAsync(ctx, r, promise); err != nil {
+		s.report(r.Key, promise, nil, err)
 	}
 }
 
-// Fail counts a put without a promise that was not taken, and tells Config.OnError.
-func (s *Stage) Fail(key []byte, err error) {
-	s.stats.failed.Add(1)
-	if s.cfg.OnError != nil {
-		s.cfg.OnError(key, err)
+// PutThrough is PutAsync for a put of key that does not wait for others: put writes it,
+// before PutThrough returns, and promise is told.
+func (s *Stage) PutThrough(key []byte, promise func(*clientv3.PutResponse, error), put func() (*pb.PutResponse, error)) {
+	s.mu.Lock()
+	closed := s.closed
+	s.unlock()
+	if closed {
+		s.report(key, promise, nil, ErrClosed)
+		return
+	}
+	resp, err := put()
+	s.report(key, promise, resp, err)
+}
+
+// report has a promise be told of a put that was not taken.
+func (s *Stage) report(key []byte, told promise, resp *pb.PutResponse, err error) {
+	s.mu.Lock()
+	defer s.unlock()
+	if err != nil {
+		s.stats.failed.Add(1)
+	}
+	switch {
+	case told != nil:
+		s.call(func() { told((*clientv3.PutResponse)(resp), err) })
+	case err != nil && s.cfg.OnError != nil:
+		s.call(func() { s.cfg.OnError(key, err) })
 	}
 }
 
@@ -67,7 +82,10 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 	if s.cfg.Lease == nil {
 		return fmt.Errorf("%w: Lease is nil: PutAsync takes one, set it to the client's", ErrConfig)
 	}
-	if err := cmp.Or(refused(r), ctx.Err()); err != nil {
+	if err := cmp.Or(refused(r), s.rules.of(r.Key).refuses(r), fenceOf(ctx).valid(), ctx.Err()); err != nil {
+		return err
+	}
+	if err := s.fenceBarrier(ctx); err != nil {
 		return err
 	}
 	u := newPut(context.WithoutCancel(ctx), s.rules, r)
@@ -88,6 +106,7 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 		if s.pending.Bytes+more <= s.cfg.MaxPendingBytes {
 			break
 		}
+		s.hurryAsync()
 		if s.cfg.RejectWhenFull || more > s.cfg.MaxPendingBytes {
 			return &FullError{Key: r.Key, Bytes: more, Pending: s.pending.Bytes, Most: s.cfg.MaxPendingBytes}
 		}
@@ -101,18 +120,40 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 	}
 	s.stats.async.Add(1)
 	s.pending.Puts++
-	if u.charged == 0 {
+	if !u.counted {
+		u.counted = true
 		s.pending.Writes++
 	}
-	now := u.charge()
-	s.pending.Bytes += now - u.charged
-	u.charged = now
+	s.recharge(u)
 	return nil
 }
 
 // charge returns what a unit counts as pending.
 func (u *unit) charge() int {
 	return putCharge + len(u.put.Key) + len(u.put.Value) + promiseCharge*len(u.promises)
+}
+
+// recharge takes note, under mu, of what a unit counts now.
+func (s *Stage) recharge(u *unit) {
+	now := promiseCharge * len(u.promises)
+	if u.counted {
+		now = u.charge()
+	}
+	s.pending.Bytes += now - u.charged
+	u.charged = now
+}
+
+// transfer has n count, under mu, for u, whose place it has taken.
+func (s *Stage) transfer(u, n *unit) {
+	if u.counted {
+		if u.counted = false; n.counted {
+			s.pending.Writes--
+		}
+		n.counted = true
+		s.recharge(n)
+	}
+	s.recharge(u)
+	s.makeRoom()
 }
 
 // refused returns etcd's error for a put whose form it refuses.
@@ -126,6 +167,16 @@ func refused(r *pb.PutRequest) error {
 		return rpctypes.ErrLeaseProvided
 	}
 	return nil
+}
+
+// hurryAsync has what PutAsync has taken be sent, under mu, since there is no room for more.
+func (s *Stage) hurryAsync() {
+	for key, l := range s.lanes {
+		if n := len(l.units); key.async && n > 0 {
+			s.queue.hurry(l.units[n-1])
+		}
+	}
+	s.launch(nil)
 }
 
 // waitForRoom waits, under mu, until pending has shrunk, or ctx ends.
@@ -152,8 +203,9 @@ func (s *Stage) Pending() Pending {
 }
 
 // Flush has all that waits be sent now, and waits until it was written, and until
-// promises have been told. It returns a [*FlushError] where puts by PutAsync among it were
-// not written, and where ctx has ended before they were; then they wait on.
+// promises have been told. It returns a [*FlushError] where puts by PutAsync that waited
+// were not written, and where ctx has ended before they were; then they wait on. What had
+// ended before, or was not taken, its promise or OnError was told of, and Flush is silent.
 func (s *Stage) Flush(ctx context.Context) error {
 	began := time.Now()
 	var units []*unit
@@ -161,6 +213,7 @@ func (s *Stage) Flush(ctx context.Context) error {
 	for u := range s.queue.all {
 		s.queue.hurry(u)
 		units = append(units, u)
+		units = append(units, u.joined...)
 	}
 	slices.SortFunc(units, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
 	units = slices.Compact(units)
@@ -171,26 +224,18 @@ func (s *Stage) Flush(ctx context.Context) error {
 		select {
 		case <-u.done:
 			if u.err != nil {
-				result.Failed += u.puts()
-				result.Err = cmp.Or(result.Err, u.err)
+				result.Failed += u.async
+				result.first(u, u.err)
 			}
 		case <-ctx.Done():
 			s.mu.Lock()
-			result.Waiting += u.puts()
+			result.Waiting += u.async
 			s.unlock()
-			result.Err = ctx.Err()
+			result.first(u, ctx.Err())
 		}
 	}
-	told := make(chan struct{})
-	s.mu.Lock()
-	if s.calling {
-		s.call(func() { close(told) })
-	} else {
-		close(told)
-	}
-	s.unlock()
 	select {
-	case <-told:
+	case <-s.told():
 	case <-ctx.Done():
 	}
 	if result.Failed+result.Waiting == 0 {
@@ -200,18 +245,31 @@ func (s *Stage) Flush(ctx context.Context) error {
 	return &result
 }
 
-// puts returns how many puts by PutAsync u is.
-func (u *unit) puts() int {
-	n := u.async
-	for _, j := range u.joined {
-		n += j.puts()
+// first takes note of an error, if it is the first.
+func (e *FlushError) first(u *unit, err error) {
+	if e.Err == nil {
+		e.Key, e.Err = opKey(u.ops[0]), err
 	}
-	return n
+}
+
+// told returns what is closed when all that was to be called has been.
+func (s *Stage) told() <-chan struct{} {
+	told := make(chan struct{})
+	s.mu.Lock()
+	defer s.unlock()
+	if s.calling {
+		s.call(func() { close(told) })
+	} else {
+		close(told)
+	}
+	return told
 }
 
 // Close writes what waits, for CloseTimeout at the most, and gives the rest up: promises
-// are told, and a [*FlushError] says how many. PutAsync fails with ErrClosed from then on;
-// all else goes on, without waiting for others. Closing twice is fine.
+// are told, and a [*FlushError] says how many. Where etcd does not answer it waits as long
+// again for what is under way, and for the revocation of its lease. PutAsync fails with
+// ErrClosed from then on, and so do puts under Max, which could make a number smaller; all
+// else goes on, without waiting for others. Closing twice is fine.
 func (s *Stage) Close() error {
 	s.mu.Lock()
 	closed := s.closed
@@ -244,6 +302,7 @@ func (s *Stage) Close() error {
 	landed := make(chan struct{})
 	go func() {
 		s.flying.Wait()
+		<-s.told()
 		close(landed)
 	}()
 	select {
@@ -277,10 +336,12 @@ func (s *Stage) end(u *unit, err error) {
 	}
 	u.state, u.err = ended, err
 	s.ended = append(s.ended, u)
-	if u.async > 0 {
+	if u.async > 0 || u.counted {
 		s.pending.Puts -= u.async
-		s.pending.Writes--
 		s.pending.Bytes -= u.charged
+		if u.counted {
+			s.pending.Writes--
+		}
 		s.makeRoom()
 		s.tell(u)
 	}
@@ -294,8 +355,10 @@ func (s *Stage) end(u *unit, err error) {
 func (s *Stage) tell(u *unit) {
 	if u.err != nil {
 		s.stats.failed.Add(uint64(u.async))
-		if s.cfg.OnError != nil && u.async > len(u.promises) {
-			s.call(func() { s.cfg.OnError(u.put.Key, u.err) })
+		for range u.async - len(u.promises) {
+			if s.cfg.OnError != nil {
+				s.call(func() { s.cfg.OnError(u.put.Key, u.err) })
+			}
 		}
 	}
 	for _, told := range u.promises {
@@ -316,7 +379,7 @@ func (s *Stage) call(f func()) {
 		return
 	}
 	s.calling = true
-	s.flying.Go(func() {
+	go func() {
 		s.mu.Lock()
 		defer s.unlock()
 		for len(s.calls) > 0 {
@@ -329,5 +392,5 @@ func (s *Stage) call(f func()) {
 			s.mu.Lock()
 		}
 		s.calling = false
-	})
+	}()
 }

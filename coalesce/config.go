@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -16,7 +17,7 @@ import (
 type Mode uint8
 
 const (
-	// Off sends each put on its own, as it comes.
+	// Off sends each put on its own, as it comes; but for those of [Stage.PutAsync].
 	Off Mode = iota
 	// GroupCommit lets puts share a transaction, and so a raft entry and a
 	// revision. Each is written: a version of its key, and an event on it.
@@ -32,7 +33,10 @@ const (
 	// decimals of any length, or of one length and compared byte by byte, as big
 	// endian ones are. A stored number never becomes smaller through a put of this
 	// mode, whoever else writes it: each is under a comparison with what is
-	// stored. What does not compare is a [*NumberError].
+	// stored. What does not compare is a [*NumberError]. A number that stays, under
+	// another lease than that of the put, is put on that one. Puts with WithPrevKV,
+	// WithIgnoreValue or WithIgnoreLease, transactions, and values so large that they
+	// are chunked are not of this mode: they write what they say.
 	Max
 )
 
@@ -76,18 +80,19 @@ type Rule struct {
 	// tried again.
 	Retry bool
 
-	// Linger is how long a write waits for others, at the most. Default 0: a batch
+	// Linger is how long a write waits for others, at the most; up to an hour. Default 0: a batch
 	// is sent as soon as the one before has been answered, and what comes in the
 	// meantime is the next one. More is fewer revisions for a longer wait.
 	Linger time.Duration
 
 	// FlushEvery is how long a write of [Stage.PutAsync] waits, at the most, before it
-	// is sent. Default 0, as Linger.
+	// is sent; up to an hour. Default 0, as Linger.
 	FlushEvery time.Duration
 }
 
 // Config configures the coalescing of writes. The zero value of a field means its
-// default; a Config is copied and never changed. Without rules nothing is coalesced.
+// default; a Config is copied and never changed. Without rules nothing is coalesced but
+// the puts of [Stage.PutAsync].
 type Config struct {
 	// Rules, in any order.
 	Rules []Rule
@@ -131,7 +136,8 @@ type Config struct {
 	RequestTimeout time.Duration
 
 	// RememberBytes bounds the memory for what is known to be stored, about 200 bytes
-	// and the key for each key of a rule with SkipUnchanged or Max. Default 8 MiB.
+	// and the key for each key of a rule with SkipUnchanged or Max. Default 8 MiB,
+	// at least 1 MiB.
 	RememberBytes int
 
 	// Lease grants and keeps the lease of this process's sequence. It is granted when
@@ -162,7 +168,11 @@ const (
 	// of 128: 64 of 64 each.
 	maxMaxOps        = 4096
 	minMaxEntryBytes = 4 << 10
+	minRememberBytes = 1 << 20 // several times what one batch looks at
 	maxMaxEntryBytes = 1 << 20
+
+	// A time below minWait was written without its unit.
+	minWait, maxWait = time.Microsecond, time.Hour
 )
 
 // Validate returns the error that [New] would, which joins all that is wrong.
@@ -178,8 +188,12 @@ func (c Config) filled() (Config, error) {
 		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrConfig}, args...)...))
 	}
 	within := func(name string, v *int, standard, least, most int) {
+		choose := fmt.Sprintf("%d to %d", least, most)
+		if most == math.MaxInt {
+			choose = fmt.Sprintf("%d or more", least)
+		}
 		if *v = cmp.Or(*v, standard); *v < least || *v > most {
-			wrong("%s is %d: choose %d to %d, or 0 for the default", name, *v, least, most)
+			wrong("%s is %d: choose %s, or 0 for the default", name, *v, choose)
 		}
 	}
 	atLeast := func(name string, v *time.Duration, standard, least time.Duration) {
@@ -191,7 +205,7 @@ func (c Config) filled() (Config, error) {
 	within("MaxEntryBytes", &c.MaxEntryBytes, defaultMaxEntryBytes, minMaxEntryBytes, maxMaxEntryBytes)
 	within("InFlight", &c.InFlight, 2, 1, 64)
 	within("MaxPendingBytes", &c.MaxPendingBytes, defaultMaxPendingBytes, 1, math.MaxInt)
-	within("RememberBytes", &c.RememberBytes, defaultRememberBytes, 1, math.MaxInt)
+	within("RememberBytes", &c.RememberBytes, defaultRememberBytes, minRememberBytes, math.MaxInt)
 	atLeast("CloseTimeout", &c.CloseTimeout, defaultTimeout, time.Nanosecond)
 	atLeast("RequestTimeout", &c.RequestTimeout, defaultTimeout, time.Millisecond)
 	atLeast("SessionTTL", &c.SessionTTL, defaultSessionTTL, time.Second)
@@ -205,22 +219,32 @@ func (c Config) filled() (Config, error) {
 		}
 		prefixes[r.Prefix] = true
 		if r.Mode > Max {
-			wrong("rule %q: Mode is %d: choose Off, GroupCommit, LastWriteWins or Max", r.Prefix, r.Mode)
+			wrong("rule %q: the mode is %d: choose Off, GroupCommit, LastWriteWins or Max", r.Prefix, r.Mode)
 		}
 		if set := r.set(); r.Mode == Off && len(set) > 0 {
-			wrong("rule %q: Mode is Off, which has no use for %s: choose GroupCommit, LastWriteWins or Max", r.Prefix, strings.Join(set, ", "))
+			wrong("rule %q: the mode is Off, which has no use for %s: choose GroupCommit, LastWriteWins or Max", r.Prefix, strings.Join(set, ", "))
 		}
 		if r.Mode == Max && r.Transactions {
-			wrong("rule %q: Mode is Max and Transactions is set: transactions are written as they are, so choose LastWriteWins or leave Transactions out", r.Prefix)
+			wrong("rule %q: the mode is Max and Transactions is set: transactions are written as they are, so choose LastWriteWins or leave Transactions out", r.Prefix)
 		}
-		if r.Linger < 0 || r.FlushEvery < 0 {
-			wrong("rule %q: Linger is %v, FlushEvery %v: choose 0 or more", r.Prefix, r.Linger, r.FlushEvery)
+		for name, d := range map[string]time.Duration{"Linger": r.Linger, "FlushEvery": r.FlushEvery} {
+			if d != 0 && (d < minWait || d > maxWait) {
+				wrong("rule %q: %s is %v: choose %v to %v, as in 50*time.Millisecond, or 0", r.Prefix, name, d, minWait, maxWait)
+			}
 		}
 		if c.Lease == nil && (r.Retry || r.SkipUnchanged || r.FlushEvery > 0) {
 			wrong("rule %q has Retry, SkipUnchanged or FlushEvery, and Lease is nil: set it to the client's", r.Prefix)
 		}
 	}
 	return c, errors.Join(errs...)
+}
+
+// refuses returns the error for a put that is no number under Max.
+func (r *Rule) refuses(p *pb.PutRequest) error {
+	if r.Mode == Max && !depends(p) && !number(p.Value) {
+		return &NumberError{Key: p.Key, Value: p.Value}
+	}
+	return nil
 }
 
 // set names the fields that take a mode.

@@ -20,15 +20,16 @@ func TestWhatIsWrongWithAConfig(t *testing.T) {
 		"entry":          {Config{MaxEntryBytes: 100}, "MaxEntryBytes is 100: choose 4096 to 1048576"},
 		"in flight":      {Config{InFlight: -1}, "InFlight is -1: choose 1 to 64"},
 		"pending":        {Config{MaxPendingBytes: -5}, "MaxPendingBytes is -5"},
-		"remember":       {Config{RememberBytes: -5}, "RememberBytes is -5"},
+		"remember":       {Config{RememberBytes: 200}, "RememberBytes is 200: choose 1048576 or more"},
 		"close":          {Config{CloseTimeout: -time.Second}, "CloseTimeout is -1s"},
 		"request":        {Config{RequestTimeout: time.Nanosecond}, "RequestTimeout is 1ns: choose 1ms or more"},
 		"session":        {Config{SessionTTL: time.Millisecond}, "SessionTTL is 1ms: choose 1s or more"},
 		"two rules":      {Config{Rules: []Rule{{Prefix: "a"}, {Prefix: "a"}}}, `two rules for the prefix "a": leave one`},
-		"no such mode":   {Config{Rules: []Rule{{Mode: 9}}}, "Mode is 9: choose Off, GroupCommit, LastWriteWins or Max"},
-		"off":            {Config{Rules: []Rule{{Prefix: "a", Linger: 1, StaleReads: true}}}, `rule "a": Mode is Off, which has no use for Linger, StaleReads: choose GroupCommit`},
-		"max":            {Config{Rules: []Rule{{Mode: Max, Transactions: true}}}, "Mode is Max and Transactions is set"},
-		"linger":         {Config{Rules: []Rule{{Mode: Max, Linger: -time.Second}}}, "Linger is -1s, FlushEvery 0s: choose 0 or more"},
+		"no such mode":   {Config{Rules: []Rule{{Mode: 9}}}, "the mode is 9: choose Off, GroupCommit, LastWriteWins or Max"},
+		"off":            {Config{Rules: []Rule{{Prefix: "a", Linger: ms, StaleReads: true}}}, `rule "a": the mode is Off, which has no use for Linger, StaleReads: choose GroupCommit`},
+		"max":            {Config{Rules: []Rule{{Mode: Max, Transactions: true}}}, "the mode is Max and Transactions is set"},
+		"linger":         {Config{Rules: []Rule{{Mode: Max, Linger: -time.Second}}}, "Linger is -1s: choose 1µs to 1h0m0s, as in 50*time.Millisecond, or 0"},
+		"no unit":        {Config{Rules: []Rule{{Mode: Max, FlushEvery: 50}}}, "FlushEvery is 50ns: choose 1µs to 1h0m0s"},
 		"without leases": {Config{Rules: []Rule{{Mode: Max, Retry: true}}}, "Lease is nil: set it to the client's"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,8 +71,9 @@ func TestPutAsyncWithoutALease(t *testing.T) {
 	s, err := New(newFake(), Config{})
 	require.NoError(t, err)
 	kv := &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}
-	kv.PutAsync(t.Context(), "k", "v", func(_ *clientv3.PutResponse, e error) { err = e })
-	require.ErrorIs(t, err, ErrConfig)
+	told := make(chan error, 1)
+	kv.PutAsync(t.Context(), "k", "v", func(_ *clientv3.PutResponse, err error) { told <- err })
+	require.ErrorIs(t, <-told, ErrConfig)
 	require.NoError(t, kv.Close())
 }
 
@@ -83,7 +85,7 @@ func TestEveryKnobTurns(t *testing.T) {
 			bubble(t, Config{Rules: []Rule{{Mode: GroupCommit, SkipUnchanged: true}}, RememberBytes: most}, func(t *testing.T, e *fake, kv *KV) {
 				for range 2 {
 					for i := range 10 {
-						mustPut(t, kv, fmt.Sprint(i), "v")
+						mustPut(t, kv, fmt.Sprintf("%0*d", 128<<10-memoBytes, i), "v")
 					}
 				}
 				n = kv.Stats().Skipped
@@ -91,9 +93,8 @@ func TestEveryKnobTurns(t *testing.T) {
 			return n
 		}
 		require.EqualValues(t, 10, skipped(0))
-		require.EqualValues(t, 10, skipped(10*(memoBytes+1)))
-		require.Zero(t, skipped(9*(memoBytes+1)), "in turns, the one that is asked for is the one that was forgotten")
-		require.Zero(t, skipped(1))
+		require.EqualValues(t, 10, skipped(10*128<<10))
+		require.Zero(t, skipped(9*128<<10), "in turns, the one that is asked for is the one that was forgotten")
 	})
 	t.Run("SequencePrefix", func(t *testing.T) {
 		bubble(t, Config{SequencePrefix: "own/"}, func(t *testing.T, e *fake, kv *KV) {
@@ -121,15 +122,24 @@ func TestEveryKnobTurns(t *testing.T) {
 	})
 	t.Run("OnError", func(t *testing.T) {
 		var failed []string
-		cfg := Config{Rules: []Rule{{Mode: LastWriteWins}}, OnError: func(key []byte, err error) { failed = append(failed, fmt.Sprintf("%s: %v", key, err)) }}
+		cfg := Config{Rules: []Rule{{Mode: LastWriteWins, FlushEvery: ms}}, OnError: func(key []byte, err error) { failed = append(failed, fmt.Sprintf("%s: %v", key, err)) }}
 		bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
 			kv.PutAsync(t.Context(), "k", "v", nil, clientv3.WithLease(99))
 			kv.PutAsync(t.Context(), "l", "v", nil)
 			require.Error(t, kv.Flush(t.Context()))
 			require.Equal(t, []string{"k: etcdserver: requested lease not found"}, failed)
 			kv.PutAsync(t.Context(), "", "v", nil)
-			require.Equal(t, "", failed[1][:0])
+			require.NoError(t, kv.Flush(t.Context()), "it was not taken, so that nothing waits")
+			require.Equal(t, ": etcdserver: key is not provided", failed[1])
 			require.Len(t, failed, 2)
+			for range 3 {
+				kv.PutAsync(t.Context(), "k", "v", nil, clientv3.WithLease(99))
+			}
+			var some *FlushError
+			require.ErrorAs(t, kv.Flush(t.Context()), &some)
+			require.Equal(t, 3, some.Failed)
+			require.Equal(t, "k", string(some.Key))
+			require.Len(t, failed, 5, "of each put")
 		})
 	})
 }
@@ -152,6 +162,8 @@ func TestMemory(t *testing.T) {
 	require.Equal(t, 3*(memoBytes+1), m.room)
 	require.Nil(t, m.get([]byte("d")))
 	m.set([]byte("e"), memo{value: make([]byte, 10*memoBytes)})
-	require.Nil(t, m.get([]byte("e")), "what is too large is not kept")
-	require.Equal(t, 3*(memoBytes+1), m.room)
+	require.NotNil(t, m.get([]byte("e")), "the last one is kept, however large")
+	m.set([]byte("f"), memo{})
+	require.Nil(t, m.get([]byte("e")))
+	require.Equal(t, 2*(memoBytes+1), m.room)
 }

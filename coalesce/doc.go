@@ -15,7 +15,8 @@
 //	_, err = kv.Put(ctx, "heartbeats/42", "alive")        // returns when it is durable
 //	kv.PutAsync(ctx, "offsets/orders/7", "10042", promise) // promise is told when it is
 //
-// Without a rule for a key nothing is coalesced.
+// Without a rule for a key nothing is coalesced but puts by PutAsync: these go into
+// batches, in the order in which they came.
 //
 // # Guarantees
 //
@@ -50,7 +51,7 @@
 // What is tried again, and what depends on what this process has written, is sent under
 // the sequence of the process: a key of its own, on a lease, which each of these batches
 // compares and puts, one batch after the other. That is a record of some 100 bytes in the
-// database for each batch. See sequence.go.
+// database for each batch.
 //
 // # How it works
 //

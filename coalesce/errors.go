@@ -28,6 +28,11 @@ var (
 	ErrContention = errors.New("coalesce: contention")
 )
 
+var (
+	errNoConditions = fmt.Errorf("%w: WithFence was called without conditions: nothing is written under it: name the owner's key, or write under another context", ErrFenced)
+	errNoKey        = fmt.Errorf("%w: a condition of WithFence has no key: nothing is written under it: name the owner's key, as in clientv3.Compare(clientv3.CreateRevision(owner), \"=\", revision)", ErrFenced)
+)
+
 // FullError refuses a put by PutAsync for which there is no room. It was not taken.
 type FullError struct {
 	Key                  []byte
@@ -47,11 +52,12 @@ func (e *FullError) Unwrap() error { return ErrFull }
 // FencedError says that a write was not made because the conditions of its
 // context, see [WithFence], did not hold. Nothing was written.
 type FencedError struct {
+	Key        []byte // the first that was to be written
 	Conditions string
 }
 
 func (e *FencedError) Error() string {
-	return fmt.Sprintf("%v: nothing was written, since this does not hold any more: %s: whoever made that so writes now; stop writing, or take the ownership again", ErrFenced, e.Conditions)
+	return fmt.Sprintf("%v: key %q: nothing was written, since this does not hold any more: %s: whoever made that so writes now; stop writing, or take the ownership again", ErrFenced, e.Key, e.Conditions)
 }
 
 func (e *FencedError) Unwrap() error { return ErrFenced }
@@ -75,14 +81,17 @@ func (e *OvertakenError) Error() string {
 
 func (e *OvertakenError) Unwrap() []error { return []error{ErrOvertaken, e.Err} }
 
-// NumberError says that a value of a key under a rule with Max does not compare with
-// the one that waits or is stored. Nothing was written.
+// NumberError says that a value of a key under a rule with Max is no number, or does not
+// compare with the one Before, that waits or is stored. Nothing was written.
 type NumberError struct {
 	Key           []byte
 	Value, Before []byte
 }
 
 func (e *NumberError) Error() string {
+	if e.Before == nil {
+		return fmt.Sprintf("%v: key %q: %.40q: under Max write unsigned decimals, or numbers of one length, big endian; or use LastWriteWins", ErrNotNumber, e.Key, e.Value)
+	}
 	return fmt.Sprintf("%v: key %q: %.40q and %.40q do not compare: under Max all values of a key are decimals, or of one length; delete the key, or use LastWriteWins", ErrNotNumber, e.Key, e.Value, e.Before)
 }
 
@@ -129,16 +138,18 @@ func (e *ContentionError) Error() string {
 func (e *ContentionError) Unwrap() error { return ErrContention }
 
 // FlushError says that Flush or Close could not write all that PutAsync had taken. Of
-// the puts that Failed the promises were told, or Config.OnError. The others wait still;
-// or, after Close, were given up, and their promises were told as well.
+// the puts that Failed the promises were told, or Config.OnError; Key is the first one's.
+// The others wait still, after Flush, and were given up, after Close, and their promises
+// were told as well.
 type FlushError struct {
-	Failed, Waiting int   // puts
+	Failed, Waiting int // puts
+	Key             []byte
 	Err             error // the first error, or that of the context
 	After           time.Duration
 }
 
 func (e *FlushError) Error() string {
-	return fmt.Sprintf("coalesce: after %v %d puts have failed and %d were not written: %v", e.After, e.Failed, e.Waiting, e.Err)
+	return fmt.Sprintf("coalesce: after %v, of what PutAsync has taken %d failed, %d not yet written; key %q: %v", e.After, e.Failed, e.Waiting, e.Key, e.Err)
 }
 
 func (e *FlushError) Unwrap() error { return e.Err }

@@ -214,6 +214,9 @@ func (e *fake) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) 
 		decide = func(t *pb.TxnRequest) error {
 			path[t] = true
 			for _, c := range t.Compare {
+				if len(c.Key) == 0 {
+					return rpctypes.ErrEmptyKey
+				}
 				path[t] = path[t] && e.holds(c)
 			}
 			for _, op := range branch(t, path[t]) {
@@ -277,6 +280,9 @@ func (e *fake) header() *pb.ResponseHeader {
 }
 
 func (e *fake) check(r *pb.PutRequest) error {
+	if len(r.Key) == 0 {
+		return rpctypes.ErrEmptyKey
+	}
 	if r.Lease != 0 && !e.leases[r.Lease] {
 		return rpctypes.ErrLeaseNotFound
 	}

@@ -16,6 +16,7 @@ import (
 type conditions struct {
 	compares []*pb.Compare
 	id       string // equal where the comparisons are
+	wrong    error  // why nothing can be written under them
 }
 
 type conditionsKey struct{}
@@ -30,18 +31,25 @@ type conditionsKey struct{}
 //	kv.PutAsync(owned, offsetKey, "1234", promise)
 //
 // It is for all writes below a [Stage], coalesced or not, and means nothing to reads.
-// Conditions of an outer context stay. A comparison of a value is with what etcd
+// Without a condition, or with one that has no key, nothing is written: a list that has
+// come out empty must not lift the fence. Conditions of an outer context stay. A comparison of a value is with what etcd
 // stores, which of a large value is not the value. Writes under different conditions
 // may share a batch; each has its own answer.
 func WithFence(ctx context.Context, conds ...clientv3.Cmp) context.Context {
 	c := &conditions{}
 	if outer := fenceOf(ctx); outer != nil {
+		c.wrong = outer.wrong
 		c.compares = append(c.compares, outer.compares...)
 	}
 	var id bytes.Buffer
 	for _, cond := range conds {
 		own := cond.Clone()
-		c.compares = append(c.compares, own.GetCompare())
+		if c.compares = append(c.compares, own.GetCompare()); len(own.GetCompare().GetKey()) == 0 {
+			c.wrong = errNoKey
+		}
+	}
+	if len(conds) == 0 {
+		c.wrong = errNoConditions
 	}
 	for _, compare := range c.compares {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(compare)
@@ -50,9 +58,7 @@ func WithFence(ctx context.Context, conds ...clientv3.Cmp) context.Context {
 		}
 		fmt.Fprintf(&id, "%d:%s", len(b), b)
 	}
-	if c.id = id.String(); c.id == "" {
-		return ctx
-	}
+	c.id = id.String()
 	return context.WithValue(ctx, conditionsKey{}, c)
 }
 
@@ -78,7 +84,15 @@ func (c *conditions) guards() []*pb.Compare {
 }
 
 // failed returns the error where they do not hold.
-func (c *conditions) failed() error { return &FencedError{Conditions: c.String()} }
+func (c *conditions) failed(key []byte) error { return &FencedError{Key: key, Conditions: c.String()} }
+
+// valid returns why nothing can be written under c, where that is so.
+func (c *conditions) valid() error {
+	if c == nil {
+		return nil
+	}
+	return c.wrong
+}
 
 func (c *conditions) String() string {
 	var all []string
@@ -113,9 +127,23 @@ func under(ctx context.Context, inner pb.KVClient, c *conditions, ops ...*pb.Req
 	case err != nil:
 		return nil, nil, err
 	case !resp.Succeeded:
-		return nil, nil, c.failed()
+		return nil, nil, c.failed(firstKey(ops))
 	}
 	return resp.Responses, resp.Header, nil
+}
+
+// firstKey returns the first key that is written.
+func firstKey(ops []*pb.RequestOp) []byte {
+	for _, op := range ops {
+		key := opKey(op)
+		if t := op.GetRequestTxn(); t != nil {
+			key = firstKey(append(t.Success[:len(t.Success):len(t.Success)], t.Failure...))
+		}
+		if key != nil {
+			return key
+		}
+	}
+	return nil
 }
 
 // putUnder is under for a put.
@@ -142,6 +170,13 @@ func deleteUnder(ctx context.Context, inner pb.KVClient, c *conditions, r *pb.De
 
 // txnUnder is under for a transaction.
 func txnUnder(ctx context.Context, inner pb.KVClient, c *conditions, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if len(r.Compare) == 0 && len(r.Failure) == 0 { // nested it would have less operations
+		resps, header, err := under(ctx, inner, c, r.Success...)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.TxnResponse{Header: header, Succeeded: true, Responses: resps}, nil
+	}
 	resps, header, err := under(ctx, inner, c, wire.Txn(r))
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/keys"
@@ -13,7 +14,12 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
+
+// patience is how long a batch counts as one of those that are under way. One that has no
+// answer by then, because the member that it went to hangs, does not hold up the others.
+const patience = 250 * time.Millisecond
 
 // launch sends, under mu, what is due and may be sent now. Of batches under the sequence
 // one is under way at a time, of others up to InFlight.
@@ -26,12 +32,11 @@ func (s *Stage) launch(alone *unit) (own *flight) {
 	}
 	now := time.Now()
 	for kind, most := range [2]int{plain: s.cfg.InFlight, sequenced: 1} {
-		for s.flights[kind] < most {
+		for s.underWay(kind, now) < most {
 			f := s.prepare(kind, now, alone)
 			if f == nil {
 				break
 			}
-			s.flights[kind]++
 			if f.own {
 				own = f
 				continue
@@ -39,7 +44,11 @@ func (s *Stage) launch(alone *unit) (own *flight) {
 			s.flying.Go(func() { s.fly(f) })
 		}
 	}
-	if next, ok := s.queue.next(now); ok && !next.Equal(s.wake) {
+	next, ok := s.queue.next(now)
+	if at := s.slow(now); s.queue.waits(now) && !at.IsZero() && (!ok || at.Before(next)) {
+		next, ok = at, true
+	}
+	if ok && !next.Equal(s.wake) {
 		s.wake = next
 		if s.timer != nil {
 			s.timer.Stop()
@@ -53,22 +62,44 @@ func (s *Stage) launch(alone *unit) (own *flight) {
 	return own
 }
 
+// underWay returns how many batches of a kind are under way that count.
+func (s *Stage) underWay(kind int, now time.Time) (n int) {
+	for _, f := range s.flights[kind] {
+		if kind == sequenced || now.Sub(f.began) < patience {
+			n++
+		}
+	}
+	return n
+}
+
+// slow returns when the next batch ceases to count as under way, zero where none will.
+func (s *Stage) slow(now time.Time) (at time.Time) {
+	for _, f := range s.flights[plain] {
+		if t := f.began.Add(patience); t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	return at
+}
+
 // flight is a batch under way.
 type flight struct {
 	*batch
-	kind int
-	ctx  context.Context // of its requests
-	own  bool            // sent by the one caller that waits for it
+	kind  int
+	began time.Time
+	ctx   context.Context // of its requests
+	own   bool            // sent by the one caller that waits for it
 }
 
 // prepare seals, under mu, the next batch of a kind. Where that is alone and nothing else
 // it is its caller's own.
 func (s *Stage) prepare(kind int, now time.Time, alone *unit) *flight {
-	b := s.queue.seal(now, kind == sequenced, kind == plain && s.flights[kind] > 0)
+	b := s.queue.seal(now, kind == sequenced, kind == plain && s.underWay(kind, now) > 0)
 	if b == nil {
 		return nil
 	}
-	f := &flight{batch: b, kind: kind}
+	f := &flight{batch: b, kind: kind, began: now}
+	s.flights[kind] = append(s.flights[kind], f)
 	if kind == plain && b.first == alone && len(b.units()) == 1 {
 		f.ctx, f.own = alone.ctx, true
 		return f
@@ -95,11 +126,12 @@ const (
 // after which there is another one it waits before that.
 func (s *Stage) fly(f *flight) {
 	for backoff := firstBackoff; f != nil; {
-		if s.send(f) {
-			backoff = firstBackoff
-		} else {
+		switch answered := s.send(f); {
+		case !answered:
 			wait.For(s.ctx, wait.Jittered(backoff))
 			backoff = min(2*backoff, lastBackoff)
+		case len(f.write) > 0: // to look proves nothing
+			backoff = firstBackoff
 		}
 		f.stop()
 		s.mu.Lock()
@@ -122,11 +154,10 @@ func (s *Stage) flyAlone(f *flight) {
 // land ends a flight, under mu, and returns the one that takes its place, nil where there
 // is none.
 func (s *Stage) land(f *flight) (next *flight) {
-	s.flights[f.kind]--
-	if s.ctx.Err() == nil {
-		if next = s.prepare(f.kind, time.Now(), nil); next != nil {
-			s.flights[f.kind]++
-		}
+	s.flights[f.kind] = slices.DeleteFunc(s.flights[f.kind], func(o *flight) bool { return o == f })
+	now, most := time.Now(), [2]int{plain: s.cfg.InFlight, sequenced: 1}
+	if s.ctx.Err() == nil && s.underWay(f.kind, now) < most[f.kind] {
+		next = s.prepare(f.kind, now, nil)
 	}
 	s.launch(nil)
 	return next
@@ -144,12 +175,12 @@ func (s *Stage) send(f *flight) bool {
 			if wire.Is(err, rpctypes.ErrPermissionDenied) {
 				err = &SequenceError{Prefix: s.cfg.SequencePrefix, Err: err}
 			}
-			return s.unsent(f, f.units(), err)
+			return s.unsent(f, f.units(), err, 0)
 		}
 	}
 	for _, step := range []func() bool{
-		func() bool { return len(f.look) == 0 || s.look(f) },
-		func() bool { return len(f.verify) == 0 || s.verify(f) },
+		func() bool { return len(f.look) == 0 || s.look(f, f.look) },
+		func() bool { return len(f.verify) == 0 || s.verify(f, f.verify) },
 		func() bool { return len(f.write) == 0 || s.write(f, f.write) },
 	} {
 		if !step() {
@@ -186,8 +217,8 @@ func (s *Stage) txn(f *flight, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 
 // look reads what is stored at the keys of the units whose plan is to look. What is
 // read for units under conditions is read under these.
-func (s *Stage) look(f *flight) bool {
-	for rest := f.look; len(rest) > 0; {
+func (s *Stage) look(f *flight, units []*unit) bool {
+	for rest := units; len(rest) > 0; {
 		var together []*unit
 		fence := rest[0].fence
 		together, rest = partition(rest, func(u *unit) bool { return u.fence.equal(fence) })
@@ -200,16 +231,22 @@ func (s *Stage) look(f *flight) bool {
 		// A transaction without ranges in one of its branches would be serializable there.
 		read.Failure = read.Success[:1]
 		resp, err := s.txn(f, read)
-		if err != nil {
-			if !s.unsent(f, together, err) {
+		switch {
+		case err == nil:
+		case blames(err) && len(together) > 1:
+			if !s.halves(together, func(half []*unit) bool { return s.look(f, half) }) {
 				return false
 			}
+			continue
+		case !s.unsent(f, together, err, wire.Width(read)):
+			return false
+		default:
 			continue
 		}
 		found := resp.Responses
 		for _, u := range together {
 			if !resp.Succeeded {
-				s.finish(u, fence.failed())
+				s.finish(u, fence.failed(opKey(u.ops[0])))
 				continue
 			}
 			now := make([]*mvccpb.KeyValue, len(u.ops))
@@ -225,7 +262,7 @@ func (s *Stage) look(f *flight) bool {
 				s.finish(u, u.doubt)
 				continue
 			case err != nil:
-				if !s.unsent(f, []*unit{u}, err) {
+				if !s.unsent(f, []*unit{u}, err, 0) {
 					return false
 				}
 				continue
@@ -295,27 +332,33 @@ func (s *Stage) again(u *unit) {
 }
 
 // verify makes sure that what the units of a batch would write is there.
-func (s *Stage) verify(f *flight) bool {
+func (s *Stage) verify(f *flight, units []*unit) bool {
+	if s.outdated(f, units) {
+		return true
+	}
 	t := &pb.TxnRequest{}
 	if f.kind == sequenced {
 		t.Compare, t.Failure = s.sequence.compare(), s.sequence.read()
 	} else {
 		// Without any range it would be serializable, and might be answered from the past.
-		t.Failure = []*pb.RequestOp{wire.Range(&pb.RangeRequest{Key: opKey(f.verify[0].ops[0]), KeysOnly: true})}
+		t.Failure = []*pb.RequestOp{wire.Range(&pb.RangeRequest{Key: opKey(units[0].ops[0]), KeysOnly: true})}
 	}
-	for _, u := range f.verify {
+	for _, u := range units {
 		t.Compare = append(t.Compare, u.plan.guards...)
 	}
 	resp, err := s.txn(f, t)
+	if blames(err) && len(units) > 1 {
+		return s.halves(units, func(half []*unit) bool { return s.verify(f, half) })
+	}
 	if err != nil {
-		return s.unsent(f, f.verify, err)
+		return s.unsent(f, units, err, wire.Width(t))
 	}
 	s.mu.Lock()
 	defer s.unlock()
 	if !resp.Succeeded && f.kind == sequenced {
 		s.check(resp.Responses[0].GetResponseRange())
 	}
-	for _, u := range f.verify {
+	for _, u := range units {
 		if !resp.Succeeded {
 			u.examine = true
 			s.again(u)
@@ -325,6 +368,26 @@ func (s *Stage) verify(f *flight) bool {
 		s.written(u, resp.Header, nil)
 	}
 	return true
+}
+
+// outdated reports whether the sequence was lost since the units of a batch were planned.
+// They wait again then: under another one, and by what is known then.
+func (s *Stage) outdated(f *flight, units []*unit) bool {
+	if f.kind == plain || s.sequence.key != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.unlock()
+	s.requeue(units)
+	return true
+}
+
+// halves finds out which of several units etcd refuses a request for: it shows when it is
+// alone. Ask is called with one half and then with the other one, until it returns false.
+func (s *Stage) halves(units []*unit, ask func([]*unit) bool) bool {
+	s.stats.splits.Add(1)
+	half := len(units) / 2
+	return ask(units[:half]) && ask(units[half:])
 }
 
 // check compares the sequence with what it was found to be. Where that is not what it
@@ -347,20 +410,29 @@ func (s *Stage) written(u *unit, h *pb.ResponseHeader, own []*pb.ResponseOp) {
 
 // write sends units in one transaction.
 func (s *Stage) write(f *flight, units []*unit) bool {
+	if s.outdated(f, units) {
+		return true
+	}
 	var (
 		sh    = shape{outer: f.kind == sequenced}
 		items []*pb.RequestOp
 		sent  = s.inner.Revision()
 	)
+	s.mu.Lock()
+	units = s.wanted(units)
 	for _, u := range units {
 		sh = sh.plus(&u.plan)
 		items = append(items, u.plan.request()...)
 	}
-	s.mu.Lock()
+	if len(units) == 0 {
+		s.unlock()
+		return true
+	}
 	size, _ := sh.groups(s.queue.limits.txnOps) // a unit that does not fit alone is for etcd to refuse
 	s.unlock()
 	s.stats.batches.Add(1)
-	resp, err := s.propose(f, pack(items, size))
+	proposal := s.wrap(f, pack(items, size))
+	resp, err := s.propose(f, proposal)
 	switch {
 	case err == nil && !resp.Succeeded: // the sequence was not what it should be
 		s.mu.Lock()
@@ -375,6 +447,7 @@ func (s *Stage) write(f *flight, units []*unit) bool {
 	case err == nil:
 		if f.kind == sequenced {
 			s.sequence.heard(resp)
+			resp.Responses = resp.Responses[:len(resp.Responses)-1]
 		}
 		s.mu.Lock()
 		defer s.unlock()
@@ -392,7 +465,7 @@ func (s *Stage) write(f *flight, units []*unit) bool {
 			s.again(u)
 		}
 		return true
-	case wire.Is(err, rpctypes.ErrRequestTooLarge) && len(units) > 1:
+	case tooLarge(err) && len(units) > 1:
 		s.mu.Lock()
 		defer s.unlock()
 		s.queue.limits.entryBytes = sh.bytes / 2
@@ -401,26 +474,35 @@ func (s *Stage) write(f *flight, units []*unit) bool {
 		}
 		return true
 	case blames(err) && len(units) > 1:
-		// Nothing was applied because of one of them. Which one shows when it is alone.
-		s.stats.splits.Add(1)
-		half := len(units) / 2
-		return s.write(f, units[:half]) && s.write(f, units[half:])
+		// Nothing was applied because of one of them.
+		return s.halves(units, func(half []*unit) bool { return s.write(f, half) })
 	case unapplicable(err):
-		return s.unsent(f, units, err)
+		return s.unsent(f, units, err, wire.Width(proposal))
 	}
 	return s.inDoubt(f, units, sent, err)
 }
 
-// propose sends a batch. A put on its own is sent as one.
-func (s *Stage) propose(f *flight, ops []*pb.RequestOp) (*pb.TxnResponse, error) {
-	if f.kind == sequenced {
-		resp, err := s.txn(f, s.sequence.wrap(ops))
-		if err == nil && resp.Succeeded {
-			resp.Responses = resp.Responses[:len(ops)]
-		}
-		return resp, err
+// wanted returns, under mu, the units that somebody waits for, and ends the others: a put
+// whose caller has left before it was sent must not come after what that caller did next.
+func (s *Stage) wanted(units []*unit) []*unit {
+	wanted, deserted := partition(units, func(u *unit) bool { return !u.deserted() })
+	for _, u := range deserted {
+		s.end(u, context.Canceled)
 	}
-	if p := ops[0].GetRequestPut(); p != nil && len(ops) == 1 {
+	return wanted
+}
+
+// wrap returns the transaction of a batch.
+func (s *Stage) wrap(f *flight, ops []*pb.RequestOp) *pb.TxnRequest {
+	if f.kind == sequenced {
+		return s.sequence.wrap(ops)
+	}
+	return &pb.TxnRequest{Success: ops}
+}
+
+// propose sends a batch. A put on its own is sent as one.
+func (s *Stage) propose(f *flight, t *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if p := t.Success[0].GetRequestPut(); p != nil && len(t.Success) == 1 {
 		put, err := s.inner.Put(f.ctx, p)
 		if err != nil {
 			return nil, err
@@ -429,7 +511,14 @@ func (s *Stage) propose(f *flight, ops []*pb.RequestOp) (*pb.TxnResponse, error)
 		resp := &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: own}}
 		return &pb.TxnResponse{Header: put.Header, Succeeded: true, Responses: []*pb.ResponseOp{resp}}, nil
 	}
-	return s.txn(f, &pb.TxnRequest{Success: ops})
+	return s.txn(f, t)
+}
+
+// tooLarge reports whether a request was refused for its size: by the server's
+// --max-request-bytes, or by gRPC's limit for messages, of which the client has one, too.
+func tooLarge(err error) bool {
+	return wire.Is(err, rpctypes.ErrRequestTooLarge) ||
+		status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "message larger than max")
 }
 
 // blames reports whether etcd has refused a transaction because of one of its
@@ -446,7 +535,7 @@ func blames(err error) bool {
 // unapplicable reports whether what was answered with err was not applied and will not
 // be. Of NOSPACE that is not known: it may follow a write that was.
 func unapplicable(err error) bool {
-	if errors.Is(err, wire.ErrUnknownRequest) || wire.Is(err, rpctypes.ErrTooManyRequests) {
+	if errors.Is(err, wire.ErrUnknownRequest) || wire.Is(err, rpctypes.ErrTooManyRequests) || tooLarge(err) {
 		return true
 	}
 	var e rpctypes.EtcdError
@@ -472,13 +561,13 @@ func passes(err error) bool {
 
 // unsent is told that units were not written, and will not be by what was sent. They
 // wait for another attempt where they may have one; it returns false where that should
-// not be at once.
-func (s *Stage) unsent(f *flight, units []*unit, err error) bool {
+// not be at once. Width is that of the request.
+func (s *Stage) unsent(f *flight, units []*unit, err error, width int) bool {
 	s.mu.Lock()
 	defer s.unlock()
 	switch l := &s.queue.limits; {
-	case wire.Is(err, rpctypes.ErrTooManyOps) && l.txnOps > minTxnOps:
-		l.txnOps = max(l.txnOps/2, minTxnOps)
+	case wire.Is(err, rpctypes.ErrTooManyOps) && minTxnOps < width && width <= l.txnOps: // else it is no news
+		l.txnOps = max(width/2, minTxnOps)
 		for _, u := range units {
 			s.again(u)
 		}
@@ -487,6 +576,7 @@ func (s *Stage) unsent(f *flight, units []*unit, err error) bool {
 		s.stats.retries.Add(1)
 		for _, u := range units {
 			u.fails(err)
+			u.attempts = 0
 		}
 		s.requeue(units)
 		return false
@@ -503,15 +593,20 @@ func (s *Stage) unsent(f *flight, units []*unit, err error) bool {
 // minTxnOps is what a guarded put takes under the sequence.
 const minTxnOps = 4
 
-// requeue has units wait again, under mu, for which somebody waits.
+// requeue has units wait again, under mu, for which somebody waits. Once the stage is
+// closed nothing is sent any more.
 func (s *Stage) requeue(units []*unit) {
-	wanted, deserted := partition(units, func(u *unit) bool { return !u.deserted() })
-	for _, u := range deserted {
-		s.end(u, context.Canceled)
+	units = s.wanted(units)
+	if s.ctx.Err() != nil {
+		for _, u := range units {
+			s.end(u, ErrClosed)
+		}
+		return
 	}
-	before := s.queue.units
-	s.queue.requeue(wanted)
-	s.waiting.Add(int64(s.queue.units - before)) // less, where newer values took their places
+	for _, u := range s.queue.requeue(units) { // newer values took their places
+		s.waiting.Add(-1)
+		s.transfer(u, u.into)
+	}
 }
 
 // inDoubt is told that it is not known whether units were written, by a batch that was
@@ -556,7 +651,10 @@ func (s *Stage) inDoubt(f *flight, units []*unit, sent int64, err error) bool {
 		s.queue.memory.clear()
 	}
 	var again []*unit
+	first := true // in doubt: the next attempt may be made at once, since etcd answers
 	for _, u := range units {
+		u.attempts = 0
+		first = first && u.since == 0
 		if u.since == 0 {
 			u.since, u.doubt = sent, err
 		}
@@ -571,7 +669,7 @@ func (s *Stage) inDoubt(f *flight, units []*unit, sent int64, err error) bool {
 		again = append(again, u)
 	}
 	s.requeue(again)
-	return true
+	return first
 }
 
 // ranged reports whether u deletes a range.

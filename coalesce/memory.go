@@ -20,7 +20,7 @@ type memo struct {
 }
 
 // memory is what is known of keys under rules with SkipUnchanged or Max, of those that
-// were used last as much as there is room for. It may be wrong: whatever rests on it
+// were used last as much as there is room for, and the last one. It may be wrong: whatever rests on it
 // is compared with what is stored.
 type memory struct {
 	room   int // bytes
@@ -56,7 +56,7 @@ func (m *memory) set(key []byte, r memo) {
 	m.forget(key)
 	entry := &remembered{string(key), r}
 	m.memos[entry.key] = m.recent.PushFront(entry)
-	for m.room -= entry.bytes(); m.room < 0; {
+	for m.room -= entry.bytes(); m.room < 0 && len(m.memos) > 1; {
 		m.forget([]byte(m.recent.Back().Value.(*remembered).key))
 	}
 }

@@ -16,6 +16,13 @@ func order(a, b []byte) (c int, ok bool) {
 	return bytes.Compare(a, b), len(a) == len(b)
 }
 
+// number reports whether v may be one: it is not empty, and no decimal with a sign, since
+// the order of bytes would have -1 be less than -9.
+func number(v []byte) bool {
+	signed := len(v) > 1 && (v[0] == '-' || v[0] == '+') && decimal(v[1:])
+	return len(v) > 0 && !signed
+}
+
 func decimal(b []byte) bool {
 	for _, d := range b {
 		if d < '0' || d > '9' {

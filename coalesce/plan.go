@@ -61,8 +61,12 @@ func makePlan(u *unit, m *memory, most int) plan {
 			if known == nil || !known.number {
 				return plan{step: look}
 			}
+			c, ok := order(put.Value, known.value)
+			if !ok && !known.absent {
+				return plan{step: look} // what is there decides whether it is to be refused
+			}
 			p.guards = append(p.guards, stillThere(put.Key, known)...)
-			if c, _ := order(put.Value, known.value); known.absent || c > 0 { // it was ok when that was learned
+			if known.absent || c > 0 {
 				break
 			}
 			if known.lease == put.Lease {
@@ -82,8 +86,8 @@ func makePlan(u *unit, m *memory, most int) plan {
 		}
 		p.ops, p.from = append(p.ops, op), append(p.from, i)
 	}
-	if len(p.guards)+outerOps > most && len(p.ops) < len(u.ops) {
-		// Too many comparisons for one transaction: write it all, unguarded.
+	if u.put == nil && max(len(p.guards), len(p.ops))+outerOps > most && len(p.ops) < len(u.ops) {
+		// Too much for one transaction within others: write it all, unguarded.
 		return makePlan(u, newMemory(0), most)
 	}
 	if len(p.ops) == 0 {

@@ -18,9 +18,8 @@ import (
 // lane holds what waits under one rule in one way, to be sent when the oldest of it has
 // waited long enough, and then all of it.
 //
-// A batch takes what is due, oldest first, as long as it fits, and leaves out what does
-// not for the next one: first fit, so that transactions of 30 kilobytes share an entry
-// of 64 where two of them fit.
+// A batch takes the oldest of what is due, and then as much as fits: in order, or where not
+// all will fit the largest first, so that little room is left between them.
 type queue struct {
 	limits        limits
 	sequenceBytes int // that the sequence takes in a batch
@@ -172,9 +171,14 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 	}
 	u.takeCallers(n)
 	if l != u.lane && n.added.Add(l.wait).Before(u.added.Add(u.lane.wait)) {
+		due := u.seq <= u.lane.hurry
 		q.leave(u)
-		u.added = n.added
+		q.seq++ // it is the last in its lane, and the last of its key
+		u.added, u.seq = n.added, q.seq
 		q.enter(u, l)
+		if due {
+			q.hurry(u)
+		}
 	}
 	return nil
 }
@@ -233,7 +237,7 @@ func (q *queue) hurryBefore(u *unit, l *lane) {
 // crowded reports whether u would have to wait for others that change one of its keys,
 // and need not: where all of them are of callers who wait, these and u are concurrent,
 // and may be written in any order. A batch has each key once, so to wait would be to
-// take turns.
+// take turns. A caller who has left does not wait: u may be what it does next.
 func (q *queue) crowded(u *unit) bool {
 	if u.sequenced || len(q.ranged) > 0 || u.put != nil && u.rules[0].Mode >= LastWriteWins && !depends(u.put) {
 		return false
@@ -244,7 +248,7 @@ func (q *queue) crowded(u *unit) bool {
 			return false
 		}
 		for before := range q.byKey[string(opKey(op))].all {
-			if some = true; before.sequenced {
+			if some = true; before.sequenced || before.callers == 0 {
 				return false
 			}
 		}
@@ -345,8 +349,8 @@ func (q *queue) remove(u *unit) {
 
 // requeue has units of a batch wait again, at once, in their old places. Where a newer
 // value of the same key has come in the meantime that may take the place of one, it
-// does.
-func (q *queue) requeue(units []*unit) {
+// does; those are returned.
+func (q *queue) requeue(units []*unit) (taken []*unit) {
 	slices.SortFunc(units, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
 	for _, u := range slices.Backward(units) {
 		if u.put != nil {
@@ -356,9 +360,8 @@ func (q *queue) requeue(units []*unit) {
 						n.lane.bytes += u.bytes - n.bytes
 						n.takeValue(u)
 					}
-					n.retry = n.retry || u.retry
-					n.joined = append(n.joined, u)
-					u.state, u.into = absorbed, n
+					n.absorb(u)
+					taken = append(taken, u)
 					q.remove(u)
 					q.hurry(n)
 					continue
@@ -371,6 +374,15 @@ func (q *queue) requeue(units []*unit) {
 		u.lane.bytes += u.bytes
 		q.hurry(u)
 	}
+	return taken
+}
+
+// waits reports whether anything is due.
+func (q *queue) waits(now time.Time) bool {
+	return slices.ContainsFunc(q.lanes, func(l *lane) bool {
+		at, ok := l.due(q.limits)
+		return ok && !at.After(now)
+	})
 }
 
 // rangedBetween reports whether a delete of a range stands between u and n.

@@ -1,8 +1,10 @@
 package coalesce
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // Stage is the coalescer as middleware: a pb.KVClient over another one. It is safe
@@ -32,7 +35,7 @@ type Stage struct {
 
 	ctx    context.Context // of all requests that are nobody's; ends with Close
 	cancel context.CancelFunc
-	flying sync.WaitGroup // goroutines that send batches, or call promises
+	flying sync.WaitGroup // goroutines that send batches
 
 	waiting atomic.Int64 // units in the queue: nothing to look at where it is 0
 
@@ -40,9 +43,9 @@ type Stage struct {
 	ended   []*unit    // whose callers are told when it is
 	queue   *queue
 	lanes   map[laneKey]*lane
-	flights [2]int      // under way, by kind
-	timer   *time.Timer // for the next lane that will be due
-	wake    time.Time   // when that is
+	flights [2][]*flight // under way, by kind
+	timer   *time.Timer  // for the next lane that will be due
+	wake    time.Time    // when that is
 	pending Pending
 	room    chan struct{} // closed when pending shrinks; nil while nobody waits
 	closed  bool
@@ -147,8 +150,15 @@ func (kv *KV) Stats() Stats { return kv.stage.Stats() }
 // for their key has been written. Where ctx ends first the put may have been applied, or
 // still be: where nobody else waits for its batch, that is not sent.
 func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
-	if rule := s.rules.of(r.Key); rule.Mode != Off && refused(r) == nil {
-		u, err := s.submit(ctx, newPut(ctx, s.rules, r), rule)
+	rule := s.rules.of(r.Key)
+	if err := cmp.Or(fenceOf(ctx).valid(), rule.refuses(r)); err != nil {
+		return nil, err
+	}
+	if err := s.fenceBarrier(ctx); err != nil {
+		return nil, err
+	}
+	if rule.Mode != Off && refused(r) == nil {
+		u, err := s.submit(ctx, newPut(ctx, s.rules, kept(r)), rule)
 		if err != nil {
 			return nil, err
 		}
@@ -165,6 +175,43 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 	return s.inner.Put(ctx, r)
 }
 
+// kept returns a copy of r, which is sent after its caller may have left, who is free then
+// to use its key and value for something else.
+func kept(r *pb.PutRequest) *pb.PutRequest {
+	both := slices.Concat(r.Key, r.Value)
+	n := len(r.Key)
+	return &pb.PutRequest{
+		Key: both[:n:n], Value: both[n:], Lease: r.Lease, PrevKv: r.PrevKv, IgnoreValue: r.IgnoreValue, IgnoreLease: r.IgnoreLease,
+	}
+}
+
+// keptAll is kept for the puts and deletes of a transaction.
+func keptAll(ops []*pb.RequestOp) []*pb.RequestOp {
+	all := make([]*pb.RequestOp, len(ops))
+	for i, op := range ops {
+		if p := op.GetRequestPut(); p != nil {
+			all[i] = wire.Put(kept(p))
+		} else {
+			all[i] = proto.CloneOf(op)
+		}
+	}
+	return all
+}
+
+// fenceBarrier is the barrier before a write under conditions: these are about what was
+// written before.
+func (s *Stage) fenceBarrier(ctx context.Context) error {
+	c := fenceOf(ctx)
+	if c == nil || s.waiting.Load() == 0 {
+		return nil
+	}
+	var ranges []keys.Range
+	for _, compare := range c.compares {
+		ranges = append(ranges, keys.Range{Key: compare.Key, End: compare.RangeEnd})
+	}
+	return s.barrier(ctx, false, ranges...)
+}
+
 // submit has a unit written, and waits for it. It returns the one that answers for it,
 // or nil where it is to be sent on its own, at once.
 func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) {
@@ -174,6 +221,9 @@ func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) 
 	u.callers = 1
 	s.mu.Lock()
 	switch {
+	case s.closed && u.put != nil && rule.Mode == Max && !depends(u.put):
+		s.unlock()
+		return nil, ErrClosed
 	case s.closed:
 		s.unlock()
 		return nil, s.barrier(ctx, false, u.ranges()...)
@@ -250,7 +300,13 @@ func (s *Stage) desert(u *unit) {
 // DeleteRange implements pb.KVClient. It is sent when what waits in its range has been
 // written.
 func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	if err := fenceOf(ctx).valid(); err != nil {
+		return nil, err
+	}
 	if err := s.barrier(ctx, false, keys.Range{Key: r.Key, End: r.RangeEnd}); err != nil {
+		return nil, err
+	}
+	if err := s.fenceBarrier(ctx); err != nil {
 		return nil, err
 	}
 	if c := fenceOf(ctx); c != nil {
@@ -262,8 +318,13 @@ func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...
 // Txn implements pb.KVClient. A transaction that may joins a batch; others are sent when
 // what waits for their keys has been written.
 func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
-	if rule := s.joins(r); rule != nil {
-		u, err := s.submit(ctx, newUnit(ctx, s.rules, r.Success), rule)
+	if wire.Writes(r) {
+		if err := cmp.Or(fenceOf(ctx).valid(), s.fenceBarrier(ctx)); err != nil {
+			return nil, err
+		}
+	}
+	if rule := s.joins(ctx, r); rule != nil {
+		u, err := s.submit(ctx, newUnit(ctx, s.rules, keptAll(r.Success)), rule)
 		if err != nil {
 			return nil, err
 		}
@@ -282,9 +343,12 @@ func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption)
 
 // joins returns the rule that a transaction is coalesced under, nil where it is not:
 // because of what is in it, or because it changes a key twice, of which etcd refuses
-// some.
-func (s *Stage) joins(r *pb.TxnRequest) (rule *Rule) {
+// some. Under conditions it has to leave room for what it is nested in.
+func (s *Stage) joins(ctx context.Context, r *pb.TxnRequest) (rule *Rule) {
 	if len(r.Compare) > 0 || len(r.Failure) > 0 || len(r.Success) > defaultMaxTxnOps {
+		return nil
+	}
+	if fenceOf(ctx) != nil && len(r.Success) > defaultMaxTxnOps-outerOps {
 		return nil
 	}
 	changed := make(map[string]bool, len(r.Success))

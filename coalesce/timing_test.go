@@ -299,9 +299,10 @@ func TestRoom(t *testing.T) {
 			}
 			kv.PutAsync(t.Context(), "a", "2", nil) // takes the place of another, and no room
 			require.Equal(t, 0, e.clock())
+			e.delay = 5 * ms
 			kv.PutAsync(t.Context(), "d", "1", nil)
-			require.Equal(t, 50, e.clock(), "until the others were written")
-			require.Equal(t, []string{"50ms: a=2 b=1 c=1"}, e.writes())
+			require.Equal(t, 10, e.clock(), "until the others were written, which is at once now: 5 for the sequence, 5 for them")
+			require.Equal(t, []string{"5ms: a=2 b=1 c=1"}, e.writes())
 		})
 	})
 	t.Run("as long as the context allows", func(t *testing.T) {
@@ -311,10 +312,11 @@ func TestRoom(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 7*ms)
 			defer cancel()
-			var err error
-			kv.PutAsync(ctx, "d", "1", func(_ *clientv3.PutResponse, e error) { err = e })
-			require.ErrorIs(t, err, context.DeadlineExceeded)
+			e.delay = 50 * ms
+			told := make(chan error, 1)
+			kv.PutAsync(ctx, "d", "1", func(_ *clientv3.PutResponse, e error) { told <- e })
 			require.Equal(t, 7, e.clock())
+			require.ErrorIs(t, <-told, context.DeadlineExceeded)
 			require.Equal(t, 3, kv.Pending().Puts)
 		})
 	})
@@ -327,11 +329,13 @@ func TestRoom(t *testing.T) {
 			for _, key := range []string{"a", "b", "c", "d"} {
 				kv.PutAsync(t.Context(), key, "1", nil)
 			}
+			require.NoError(t, kv.Flush(t.Context()))
 			require.Len(t, failed, 1)
 			require.Contains(t, failed[0], `d: coalesce: full: key "d" takes 258 bytes, 774 are pending, Config.MaxPendingBytes is 774: wait`)
-			var err error
-			kv.PutAsync(t.Context(), "e", string(make([]byte, most)), func(_ *clientv3.PutResponse, e error) { err = e })
+			told := make(chan error, 1)
+			kv.PutAsync(t.Context(), "e", string(make([]byte, most)), func(_ *clientv3.PutResponse, e error) { told <- e })
 			var full *FullError
+			err := <-told
 			require.ErrorAs(t, err, &full)
 			require.ErrorIs(t, err, ErrFull)
 			require.ErrorContains(t, err, "or use Put")
@@ -358,9 +362,9 @@ func TestClose(t *testing.T) {
 			require.Equal(t, "1", e.value("9"))
 			require.False(t, e.leases[1], "the lease is revoked")
 
-			var err error
-			kv.PutAsync(t.Context(), "a", "1", func(_ *clientv3.PutResponse, e error) { err = e })
-			require.ErrorIs(t, err, ErrClosed)
+			closed := make(chan error, 1)
+			kv.PutAsync(t.Context(), "a", "1", func(_ *clientv3.PutResponse, e error) { closed <- e })
+			require.ErrorIs(t, <-closed, ErrClosed)
 			mustPut(t, kv, "a", "2") // all else goes on
 			require.NoError(t, kv.Flush(t.Context()))
 			require.NoError(t, kv.Close())
@@ -379,7 +383,7 @@ func TestClose(t *testing.T) {
 			require.Equal(t, 700, e.clock())
 			var flush *FlushError
 			require.ErrorAs(t, err, &flush)
-			require.Equal(t, FlushError{Waiting: 3, Err: context.DeadlineExceeded, After: 700 * ms}, *flush)
+			require.Equal(t, FlushError{Waiting: 3, Key: []byte("a"), Err: context.DeadlineExceeded, After: 700 * ms}, *flush)
 			require.Len(t, errs, 3)
 			for _, err := range errs {
 				require.ErrorIs(t, err, ErrClosed)

@@ -36,7 +36,8 @@ type unit struct {
 	callers  int
 	async    int
 	promises []promise
-	charged  int // bytes that count as pending
+	counted  bool // as a write that is pending
+	charged  int  // bytes that count as pending
 
 	// Where it is.
 	seq    uint64 // its place in the order of all
@@ -113,7 +114,7 @@ func opKey(op *pb.RequestOp) []byte {
 	if p := op.GetRequestPut(); p != nil {
 		return p.Key
 	}
-	return op.GetRequestDeleteRange().Key
+	return op.GetRequestDeleteRange().GetKey()
 }
 
 // opRange returns what a put or a delete changes.
@@ -180,6 +181,18 @@ func (u *unit) takeCallers(n *unit) {
 	u.async += n.async
 	u.promises = append(u.promises, n.promises...)
 	u.retry = u.retry || n.retry
+}
+
+// absorb has n, a newer put of the same key, answer for u, which is not written.
+func (n *unit) absorb(u *unit) {
+	n.retry = n.retry || u.retry
+	n.joined = append(append(n.joined, u.joined...), u)
+	u.joined, u.state = nil, absorbed
+	for _, j := range n.joined {
+		j.into = n
+	}
+	u.put = &pb.PutRequest{Key: u.put.Key} // its value is of no use any more
+	u.ops = []*pb.RequestOp{wire.Put(u.put)}
 }
 
 // failure returns a channel that is closed when an attempt to write u fails.
