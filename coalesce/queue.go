@@ -85,7 +85,7 @@ func (l line) without(u *unit) line {
 type lane struct {
 	wait      time.Duration
 	sequenced bool
-	units     []*unit // the oldest first
+	units     []*unit // by seq, the oldest first
 	ops       int
 	bytes     int
 	hurry     uint64 // units up to this one are due
@@ -170,11 +170,9 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 		u.takeValue(n)
 	}
 	u.takeCallers(n)
-	if l != u.lane && n.added.Add(l.wait).Before(u.added.Add(u.lane.wait)) {
+	if l.wait < u.lane.wait {
 		due := u.seq <= u.lane.hurry
 		q.leave(u)
-		q.seq++ // it is the last in its lane, and the last of its key
-		u.added, u.seq = n.added, q.seq
 		q.enter(u, l)
 		if due {
 			q.hurry(u)
@@ -183,21 +181,26 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 	return nil
 }
 
-// enter has u wait in a lane, as the last one.
+// enter has u wait in a lane, in its place.
 func (q *queue) enter(u *unit, l *lane) {
 	u.state, u.lane = waiting, l
-	l.units = append(l.units, u)
+	l.units = slices.Insert(l.units, l.place(u), u)
 	l.ops += len(u.ops)
 	l.bytes += u.bytes
 }
 
 // leave has u wait no more in its lane.
 func (q *queue) leave(u *unit) {
+	at := u.lane.place(u)
+	u.lane.units = slices.Delete(u.lane.units, at, at+1)
 	u.lane.ops -= len(u.ops)
 	u.lane.bytes -= u.bytes
-	if i := slices.Index(u.lane.units, u); i >= 0 {
-		u.lane.units = slices.Delete(u.lane.units, i, i+1)
-	}
+}
+
+// place returns where u stands in the lane, or would.
+func (l *lane) place(u *unit) int {
+	at, _ := slices.BinarySearchFunc(l.units, u, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
+	return at
 }
 
 // hurry makes u due, and what was there before it.
@@ -351,8 +354,7 @@ func (q *queue) remove(u *unit) {
 // value of the same key has come in the meantime that may take the place of one, it
 // does; those are returned.
 func (q *queue) requeue(units []*unit) (taken []*unit) {
-	slices.SortFunc(units, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
-	for _, u := range slices.Backward(units) {
+	for _, u := range units {
 		if u.put != nil {
 			if n := q.byKey[string(u.put.Key)].after(u); n != nil && n.state == waiting && u.merges(n) && !q.rangedBetween(u, n) {
 				if wins, err := u.wins(n); err == nil {
@@ -368,10 +370,7 @@ func (q *queue) requeue(units []*unit) (taken []*unit) {
 				}
 			}
 		}
-		u.state = waiting
-		u.lane.units = slices.Insert(u.lane.units, 0, u)
-		u.lane.ops += len(u.ops)
-		u.lane.bytes += u.bytes
+		q.enter(u, u.lane)
 		q.hurry(u)
 	}
 	return taken

@@ -215,6 +215,27 @@ func TestMerging(t *testing.T) {
 	})
 }
 
+// TestAHurryReachesWhatHasMoved has a put that was written behind wait with those of
+// callers, which came after it, and then be asked for.
+func TestAHurryReachesWhatHasMoved(t *testing.T) {
+	w := newWaits(t, LastWriteWins, 100, 1000, roomy)
+	w.lane.sequenced = true
+	callers := func(key string) *unit {
+		u := newPut(context.Background(), w.rules, &pb.PutRequest{Key: []byte(key)})
+		u.callers, u.sequenced, u.retry = 1, true, true
+		u, err := w.queue.add(u, w.lane, w.now)
+		require.NoError(t, err)
+		return u
+	}
+	moved := w.putBehind("a", "1")
+	w.at(1)
+	callers("b")
+	require.Same(t, moved, callers("a"))
+	require.Nil(t, w.sealedBehind())
+	w.hurry(moved)
+	require.Equal(t, []string{"a=", "b="}, w.sealedBehind())
+}
+
 // TestWhatComesBeforeIsDue has a put of a caller come after one that is written behind
 // and that it cannot be merged with.
 func TestWhatComesBeforeIsDue(t *testing.T) {
