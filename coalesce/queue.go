@@ -457,7 +457,7 @@ func (q *queue) seal(now time.Time, sequenced, full bool) *batch {
 			ops, bytes = ops+l.ops, bytes+l.bytes
 		}
 	}
-	if full && ops < min(fullOps, q.limits.maxOps) && bytes < q.limits.entryBytes {
+	if len(ready) == 0 || full && ops < min(fullOps, q.limits.maxOps) && bytes < q.limits.entryBytes {
 		return nil
 	}
 	slices.SortFunc(ready, func(a, b *lane) int { return a.units[0].added.Compare(b.units[0].added) })
