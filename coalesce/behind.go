@@ -82,10 +82,10 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 	if s.cfg.Lease == nil {
 		return fmt.Errorf("%w: Lease is nil: PutAsync takes one, set it to the client's", ErrConfig)
 	}
-	if err := cmp.Or(refused(r), s.rules.of(r.Key).refuses(r), fenceOf(ctx).valid(), ctx.Err()); err != nil {
+	if err := cmp.Or(refused(r), s.rules.of(r.Key).refuses(r), ctx.Err()); err != nil {
 		return err
 	}
-	if err := s.fenceBarrier(ctx); err != nil {
+	if err := s.fenced(ctx); err != nil {
 		return err
 	}
 	u := newPut(context.WithoutCancel(ctx), s.rules, r)
@@ -114,7 +114,7 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 			return err
 		}
 	}
-	u, _, err := s.enqueue(u, laneKey{u.rules[0], true, true})
+	u, _, err := s.enqueue(u)
 	if err != nil {
 		return err
 	}

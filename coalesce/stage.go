@@ -55,8 +55,8 @@ type Stage struct {
 
 var _ pb.KVClient = (*Stage)(nil)
 
-// laneKey names a lane: a rule, whether it is for PutAsync, and whether for what is sent
-// under the sequence.
+// laneKey names the lane of a unit: the rule of its first operation, whether it is of
+// PutAsync, and whether it is sent under the sequence.
 type laneKey struct {
 	rule             *Rule
 	async, sequenced bool
@@ -151,14 +151,11 @@ func (kv *KV) Stats() Stats { return kv.stage.Stats() }
 // still be: where nobody else waits for its batch, that is not sent.
 func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
 	rule := s.rules.of(r.Key)
-	if err := cmp.Or(fenceOf(ctx).valid(), rule.refuses(r)); err != nil {
-		return nil, err
-	}
-	if err := s.fenceBarrier(ctx); err != nil {
+	if err := cmp.Or(rule.refuses(r), s.fenced(ctx)); err != nil {
 		return nil, err
 	}
 	if rule.Mode != Off && refused(r) == nil {
-		u, err := s.submit(ctx, newPut(ctx, s.rules, kept(r)), rule)
+		u, err := s.submit(ctx, newPut(ctx, s.rules, kept(r)))
 		if err != nil {
 			return nil, err
 		}
@@ -198,12 +195,12 @@ func keptAll(ops []*pb.RequestOp) []*pb.RequestOp {
 	return all
 }
 
-// fenceBarrier is the barrier before a write under conditions: these are about what was
-// written before.
-func (s *Stage) fenceBarrier(ctx context.Context) error {
+// fenced is the barrier before a write under conditions: these are about what was written
+// before. It returns an error where nothing can be written under them.
+func (s *Stage) fenced(ctx context.Context) error {
 	c := fenceOf(ctx)
-	if c == nil || s.waiting.Load() == 0 {
-		return nil
+	if c == nil || c.wrong != nil {
+		return c.valid()
 	}
 	var ranges []keys.Range
 	for _, compare := range c.compares {
@@ -214,14 +211,14 @@ func (s *Stage) fenceBarrier(ctx context.Context) error {
 
 // submit has a unit written, and waits for it. It returns the one that answers for it,
 // or nil where it is to be sent on its own, at once.
-func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) {
+func (s *Stage) submit(ctx context.Context, u *unit) (*unit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	u.callers = 1
 	s.mu.Lock()
 	switch {
-	case s.closed && u.put != nil && rule.Mode == Max && !depends(u.put):
+	case s.closed && u.put != nil && u.rules[0].Mode == Max && !depends(u.put):
 		s.unlock()
 		return nil, ErrClosed
 	case s.closed:
@@ -231,7 +228,7 @@ func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) 
 		s.unlock()
 		return nil, nil
 	}
-	u, own, err := s.enqueue(u, laneKey{rule, false, u.sequenced})
+	u, own, err := s.enqueue(u)
 	s.unlock()
 	if err != nil {
 		return nil, err
@@ -250,7 +247,8 @@ func (s *Stage) submit(ctx context.Context, u *unit, rule *Rule) (*unit, error) 
 
 // enqueue adds a unit to the queue, under mu. It returns the one that answers for it, and
 // a flight that is for the caller to send, nil where there is none.
-func (s *Stage) enqueue(u *unit, key laneKey) (*unit, *flight, error) {
+func (s *Stage) enqueue(u *unit) (*unit, *flight, error) {
+	key := laneKey{u.rules[0], u.async > 0, u.sequenced}
 	l := s.lanes[key]
 	if l == nil {
 		wait := key.rule.Linger
@@ -300,13 +298,10 @@ func (s *Stage) desert(u *unit) {
 // DeleteRange implements pb.KVClient. It is sent when what waits in its range has been
 // written.
 func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
-	if err := fenceOf(ctx).valid(); err != nil {
+	if err := s.fenced(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.barrier(ctx, false, keys.Range{Key: r.Key, End: r.RangeEnd}); err != nil {
-		return nil, err
-	}
-	if err := s.fenceBarrier(ctx); err != nil {
 		return nil, err
 	}
 	if c := fenceOf(ctx); c != nil {
@@ -319,12 +314,12 @@ func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...
 // what waits for their keys has been written.
 func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
 	if wire.Writes(r) {
-		if err := cmp.Or(fenceOf(ctx).valid(), s.fenceBarrier(ctx)); err != nil {
+		if err := s.fenced(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if rule := s.joins(ctx, r); rule != nil {
-		u, err := s.submit(ctx, newUnit(ctx, s.rules, keptAll(r.Success)), rule)
+	if s.joins(ctx, r) {
+		u, err := s.submit(ctx, newUnit(ctx, s.rules, keptAll(r.Success)))
 		if err != nil {
 			return nil, err
 		}
@@ -341,44 +336,41 @@ func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption)
 	return s.inner.Txn(ctx, r)
 }
 
-// joins returns the rule that a transaction is coalesced under, nil where it is not:
-// because of what is in it, or because it changes a key twice, of which etcd refuses
-// some. Under conditions it has to leave room for what it is nested in.
-func (s *Stage) joins(ctx context.Context, r *pb.TxnRequest) (rule *Rule) {
-	if len(r.Compare) > 0 || len(r.Failure) > 0 || len(r.Success) > defaultMaxTxnOps {
-		return nil
+// joins reports whether a transaction is coalesced: not where that does not go with what
+// is in it, or where it changes a key twice, of which etcd refuses some. Under conditions
+// it has to leave room for what it is nested in.
+func (s *Stage) joins(ctx context.Context, r *pb.TxnRequest) bool {
+	if len(r.Compare) > 0 || len(r.Failure) > 0 || len(r.Success) == 0 || len(r.Success) > defaultMaxTxnOps {
+		return false
 	}
 	if fenceOf(ctx) != nil && len(r.Success) > defaultMaxTxnOps-outerOps {
-		return nil
+		return false
 	}
 	changed := make(map[string]bool, len(r.Success))
 	var ranged []keys.Range
 	for _, op := range r.Success {
 		p, d := op.GetRequestPut(), op.GetRequestDeleteRange()
 		if (p == nil || refused(p) != nil) && (d == nil || len(d.Key) == 0) {
-			return nil
+			return false
 		}
 		of, changes := s.rules.of(opKey(op)), opRange(op)
 		if !of.Transactions || changes.Single() && changed[string(changes.Key)] {
-			return nil
-		}
-		if rule == nil {
-			rule = of
+			return false
 		}
 		if changes.Single() {
 			changed[string(changes.Key)] = true
 		} else if ranged = append(ranged, changes); !strings.HasPrefix(string(changes.End), of.Prefix) {
-			return nil // it goes beyond the rule
+			return false // it goes beyond the rule
 		}
 	}
 	for _, r := range ranged {
 		for key := range changed {
 			if r.Contains([]byte(key)) {
-				return nil
+				return false
 			}
 		}
 	}
-	return rule
+	return true
 }
 
 // touched appends the ranges that r reads, compares or changes.
