@@ -245,7 +245,7 @@ func TestAHotKey(t *testing.T) {
 		defer close(first)
 		e.put("k", "first")
 	}()
-	require.Eventually(t, func() bool { return e.kv.stage.waiting.Load() == 1 }, 10*time.Second, ms)
+	require.Eventually(t, func() bool { return e.kv.stage.queue.units.Load() == 1 }, 10*time.Second, ms)
 	together(200, func(i int) { e.put("k", fmt.Sprint(i)) })
 	require.NoError(t, e.kv.Flush(e.ctx))
 	<-first

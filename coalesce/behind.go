@@ -329,7 +329,6 @@ func (s *Stage) makeRoom() {
 func (s *Stage) end(u *unit, err error) {
 	if u.state != absorbed {
 		s.queue.remove(u)
-		s.waiting.Add(-1)
 	}
 	if err != nil {
 		err = cmp.Or(u.unclear, err) // whatever was found out since

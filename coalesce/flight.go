@@ -604,7 +604,6 @@ func (s *Stage) requeue(units []*unit) {
 		return
 	}
 	for _, u := range s.queue.requeue(units) { // newer values took their places
-		s.waiting.Add(-1)
 		s.transfer(u, u.into)
 	}
 }

@@ -3,6 +3,7 @@ package coalesce
 import (
 	"cmp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/keys"
@@ -28,7 +29,7 @@ type queue struct {
 	lanes  []*lane
 	byKey  map[string]line // what changes a key, and is not yet written
 	ranged []*unit         // what deletes ranges, in order
-	units  int             // all
+	units  atomic.Int64    // how many there are; may be read by anybody at any time
 	seq    uint64
 }
 
@@ -116,7 +117,7 @@ func (q *queue) add(u *unit, l *lane, now time.Time) (*unit, error) {
 	q.seq++
 	u.seq = q.seq
 	q.hurryBefore(u, l)
-	q.units++
+	q.units.Add(1)
 	for _, op := range u.ops {
 		switch r := opRange(op); {
 		case !r.Single():
@@ -335,7 +336,7 @@ func (q *queue) remove(u *unit) {
 	if u.state == waiting {
 		q.leave(u)
 	}
-	q.units--
+	q.units.Add(-1)
 	for _, op := range u.ops {
 		r := opRange(op)
 		if !r.Single() {

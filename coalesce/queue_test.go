@@ -211,7 +211,7 @@ func TestMerging(t *testing.T) {
 		w.remove(gone)
 		require.Equal(t, []string{"a=2"}, w.sealed())
 		w.remove(last)
-		require.Zero(t, w.units)
+		require.Zero(t, w.units.Load())
 	})
 }
 
@@ -511,8 +511,8 @@ func TestTheQueueKeepsOrder(t *testing.T) {
 			w.requeue(f.write)
 		}
 		w.now = w.now.Add(time.Second)
-		for w.units > 0 {
-			before := w.units
+		for w.units.Load() > 0 {
+			before := w.units.Load()
 			for _, kind := range []bool{false, true} {
 				if b := w.seal(w.now, kind, false); b != nil {
 					for _, u := range b.write {
@@ -520,7 +520,7 @@ func TestTheQueueKeepsOrder(t *testing.T) {
 					}
 				}
 			}
-			require.Less(t, w.units, before, "the queue does not move")
+			require.Less(t, w.units.Load(), before, "the queue does not move")
 		}
 		require.Equal(t, asked, done)
 		require.Empty(t, w.byKey)

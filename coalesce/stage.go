@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/history"
@@ -36,8 +35,6 @@ type Stage struct {
 	ctx    context.Context // of all requests that are nobody's; ends with Close
 	cancel context.CancelFunc
 	flying sync.WaitGroup // goroutines that send batches
-
-	waiting atomic.Int64 // units in the queue: nothing to look at where it is 0
 
 	mu      sync.Mutex // released by unlock
 	ended   []*unit    // whose callers are told when it is
@@ -262,9 +259,7 @@ func (s *Stage) enqueue(u *unit) (*unit, *flight, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if answers == u {
-		s.waiting.Add(1)
-	} else {
+	if answers != u {
 		s.stats.merged.Add(1)
 	}
 	return answers, s.launch(u), nil
@@ -424,7 +419,7 @@ func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.
 // barrier has what waits in the ranges be sent, and waits until it is written: it comes
 // before whatever does not wait itself. Reads go past what they may miss.
 func (s *Stage) barrier(ctx context.Context, read bool, ranges ...keys.Range) error {
-	if s.waiting.Load() == 0 {
+	if s.queue.units.Load() == 0 {
 		return nil
 	}
 	var before []*unit
