@@ -2,6 +2,7 @@ package coalesce
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,58 +28,16 @@ type queue struct {
 	memory        *memory
 
 	lanes  []*lane
-	byKey  map[string]line // what changes a key, and is not yet written
-	ranged []*unit         // what deletes ranges, in order
-	units  atomic.Int64    // how many there are; may be read by anybody at any time
+	byKey  map[string][]*unit // what changes a key, and is not yet written, by seq
+	ranged []*unit            // what deletes ranges, by seq
+	units  atomic.Int64       // how many there are; may be read by anybody at any time
 	seq    uint64
 }
 
-// line is what changes a key, in order. Most have one unit.
-type line struct {
-	first *unit
-	rest  []*unit
-}
-
-func (l line) last() *unit {
-	if len(l.rest) > 0 {
-		return l.rest[len(l.rest)-1]
-	}
-	return l.first
-}
-
-// all yields the units of the line.
-func (l line) all(yield func(*unit) bool) {
-	if l.first == nil || !yield(l.first) {
-		return
-	}
-	for _, u := range l.rest {
-		if !yield(u) {
-			return
-		}
-	}
-}
-
-// after returns what comes after u, nil where nothing does.
-func (l line) after(u *unit) *unit {
-	if l.first == u && len(l.rest) > 0 {
-		return l.rest[0]
-	}
-	if i := slices.Index(l.rest, u); i >= 0 && i+1 < len(l.rest) {
-		return l.rest[i+1]
-	}
-	return nil
-}
-
-// without returns the line without u.
-func (l line) without(u *unit) line {
-	if l.first != u {
-		l.rest = slices.DeleteFunc(l.rest, func(o *unit) bool { return o == u })
-		return l
-	}
-	if len(l.rest) == 0 {
-		return line{}
-	}
-	return line{l.rest[0], l.rest[1:]}
+// place returns where u stands among units by seq, or would.
+func place(units []*unit, u *unit) int {
+	at, _ := slices.BinarySearchFunc(units, u, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
+	return at
 }
 
 // lane is what waits under one rule, of PutAsync or of callers, to be sent under the
@@ -93,7 +52,7 @@ type lane struct {
 }
 
 func newQueue(l limits, sequenceBytes int, m *memory) *queue {
-	return &queue{limits: l, sequenceBytes: sequenceBytes, memory: m, byKey: make(map[string]line)}
+	return &queue{limits: l, sequenceBytes: sequenceBytes, memory: m, byKey: make(map[string][]*unit)}
 }
 
 // newLane adds a lane.
@@ -125,14 +84,7 @@ func (q *queue) add(u *unit, l *lane, now time.Time) (*unit, error) {
 				q.ranged = append(q.ranged, u)
 			}
 		default:
-			key := string(r.Key)
-			line := q.byKey[key]
-			if line.first == nil {
-				line.first = u
-			} else {
-				line.rest = append(line.rest, u)
-			}
-			q.byKey[key] = line
+			q.byKey[string(r.Key)] = append(q.byKey[string(r.Key)], u)
 		}
 	}
 	q.enter(u, l)
@@ -144,20 +96,14 @@ func (q *queue) answers(u *unit) *unit {
 	if u.put == nil {
 		return nil
 	}
-	if last := q.byKey[string(u.put.Key)].last(); last != nil && last.state == waiting && last.merges(u) && !q.rangedAfter(last) {
+	line := q.byKey[string(u.put.Key)]
+	if len(line) == 0 {
+		return nil
+	}
+	if last := line[len(line)-1]; last.state == waiting && last.merges(u) && !q.rangedBetween(last, q.seq+1) {
 		return last
 	}
 	return nil
-}
-
-// rangedAfter reports whether a delete of a range stands between u and what comes now.
-func (q *queue) rangedAfter(u *unit) bool {
-	for _, r := range q.ranged {
-		if r.seq > u.seq && overlap(r, u) {
-			return true
-		}
-	}
-	return false
 }
 
 // merge has u, which waits, answer for n too, which is not added.
@@ -174,6 +120,7 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 	if l.wait < u.lane.wait {
 		due := u.seq <= u.lane.hurry
 		q.leave(u)
+		q.hurryBefore(u, l)
 		q.enter(u, l)
 		if due {
 			q.hurry(u)
@@ -185,23 +132,17 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 // enter has u wait in a lane, in its place.
 func (q *queue) enter(u *unit, l *lane) {
 	u.state, u.lane = waiting, l
-	l.units = slices.Insert(l.units, l.place(u), u)
+	l.units = slices.Insert(l.units, place(l.units, u), u)
 	l.ops += len(u.ops)
 	l.bytes += u.bytes
 }
 
 // leave has u wait no more in its lane.
 func (q *queue) leave(u *unit) {
-	at := u.lane.place(u)
+	at := place(u.lane.units, u)
 	u.lane.units = slices.Delete(u.lane.units, at, at+1)
 	u.lane.ops -= len(u.ops)
 	u.lane.bytes -= u.bytes
-}
-
-// place returns where u stands in the lane, or would.
-func (l *lane) place(u *unit) int {
-	at, _ := slices.BinarySearchFunc(l.units, u, func(a, b *unit) int { return cmp.Compare(a.seq, b.seq) })
-	return at
 }
 
 // hurry makes u due, and what was there before it.
@@ -211,29 +152,25 @@ func (q *queue) hurry(u *unit) {
 	}
 }
 
-// overlap reports whether a and b change a key that is the same.
-func overlap(a, b *unit) bool {
-	for _, x := range a.ops {
-		for _, y := range b.ops {
-			if opRange(x).Overlaps(opRange(y)) {
-				return true
-			}
+// hurryBefore makes due what u, in lane l, waits for in other lanes. Of what changes one
+// key the last will do: what that waits for was made due when it came.
+func (q *queue) hurryBefore(u *unit, l *lane) {
+	hurry := func(before *unit) {
+		if before.lane != l {
+			q.hurry(before)
 		}
 	}
-	return false
-}
-
-// hurryBefore makes what u waits for due, unless that is in the same lane. What the last
-// unit of a line waits for in other lanes was made due when that one came.
-func (q *queue) hurryBefore(u *unit, l *lane) {
 	for _, op := range u.ops {
-		if last := q.byKey[string(opKey(op))].last(); last != nil && last.lane != l {
-			q.hurry(last)
-		}
-		if r := opRange(op); len(q.ranged) > 0 || !r.Single() {
-			for _, before := range q.within(r, u.seq) {
-				q.hurry(before)
+		r := opRange(op)
+		if r.Single() && len(q.ranged) == 0 {
+			line := q.byKey[string(r.Key)]
+			if at := place(line, u); at > 0 {
+				hurry(line[at-1])
 			}
+			continue
+		}
+		for before := range q.within(r, u.seq) {
+			hurry(before)
 		}
 	}
 }
@@ -251,7 +188,7 @@ func (q *queue) crowded(u *unit) bool {
 		if !opRange(op).Single() {
 			return false
 		}
-		for before := range q.byKey[string(opKey(op))].all {
+		for _, before := range q.byKey[string(opKey(op))] {
 			if some = true; before.sequenced || before.callers == 0 {
 				return false
 			}
@@ -260,33 +197,35 @@ func (q *queue) crowded(u *unit) bool {
 	return some
 }
 
-// within returns the units before seq that change a key in r.
-func (q *queue) within(r keys.Range, seq uint64) (found []*unit) {
-	if r.Single() {
-		for u := range q.byKey[string(r.Key)].all {
-			if u.seq < seq {
-				found = append(found, u)
+// within yields the units before seq that change a key in r, some of them more often than
+// once.
+func (q *queue) within(r keys.Range, seq uint64) iter.Seq[*unit] {
+	return func(yield func(*unit) bool) {
+		if !r.Single() {
+			for u := range q.all {
+				if u.seq < seq && u.changes(r) && !yield(u) {
+					return
+				}
+			}
+			return
+		}
+		for _, units := range [][]*unit{q.byKey[string(r.Key)], q.ranged} {
+			for _, u := range units {
+				if u.seq >= seq {
+					break
+				}
+				if u.changes(r) && !yield(u) {
+					return
+				}
 			}
 		}
-		for _, u := range q.ranged {
-			if u.seq < seq && u.changes(r) {
-				found = append(found, u)
-			}
-		}
-		return found
 	}
-	for u := range q.all {
-		if u.seq < seq && u.changes(r) {
-			found = append(found, u)
-		}
-	}
-	return found
 }
 
 // all yields all units, some of them more often than once.
 func (q *queue) all(yield func(*unit) bool) {
-	for _, l := range q.byKey {
-		for u := range l.all {
+	for _, line := range q.byKey {
+		for _, u := range line {
 			if !yield(u) {
 				return
 			}
@@ -312,20 +251,8 @@ func (u *unit) changes(r keys.Range) bool {
 // blocked reports whether something that came before u has to be written first.
 func (q *queue) blocked(u *unit) bool {
 	for _, op := range u.ops {
-		r := opRange(op)
-		if !r.Single() {
-			if len(q.within(r, u.seq)) > 0 {
-				return true
-			}
-			continue
-		}
-		if q.byKey[string(r.Key)].first != u {
+		for range q.within(opRange(op), u.seq) {
 			return true
-		}
-		for _, before := range q.ranged {
-			if before.seq < u.seq && before.changes(r) {
-				return true
-			}
 		}
 	}
 	return false
@@ -343,8 +270,9 @@ func (q *queue) remove(u *unit) {
 			q.ranged = slices.DeleteFunc(q.ranged, func(o *unit) bool { return o == u })
 			continue
 		}
-		if left := q.byKey[string(r.Key)].without(u); left.first != nil {
-			q.byKey[string(r.Key)] = left
+		line := q.byKey[string(r.Key)]
+		if at := place(line, u); len(line) > 1 {
+			q.byKey[string(r.Key)] = slices.Delete(line, at, at+1)
 		} else {
 			delete(q.byKey, string(r.Key))
 		}
@@ -357,7 +285,9 @@ func (q *queue) remove(u *unit) {
 func (q *queue) requeue(units []*unit) (taken []*unit) {
 	for _, u := range units {
 		if u.put != nil {
-			if n := q.byKey[string(u.put.Key)].after(u); n != nil && n.state == waiting && u.merges(n) && !q.rangedBetween(u, n) {
+			line := q.byKey[string(u.put.Key)]
+			if after := line[place(line, u)+1:]; len(after) > 0 && after[0].state == waiting && u.merges(after[0]) && !q.rangedBetween(u, after[0].seq) {
+				n := after[0]
 				if wins, err := u.wins(n); err == nil {
 					if !wins {
 						n.lane.bytes += u.bytes - n.bytes
@@ -385,14 +315,11 @@ func (q *queue) waits(now time.Time) bool {
 	})
 }
 
-// rangedBetween reports whether a delete of a range stands between u and n.
-func (q *queue) rangedBetween(u, n *unit) bool {
-	for _, r := range q.ranged {
-		if u.seq < r.seq && r.seq < n.seq && overlap(r, n) {
-			return true
-		}
-	}
-	return false
+// rangedBetween reports whether a delete of a range with the key of u, a put, stands
+// between u and seq.
+func (q *queue) rangedBetween(u *unit, seq uint64) bool {
+	key := keys.Range{Key: u.put.Key}
+	return slices.ContainsFunc(q.ranged, func(r *unit) bool { return u.seq < r.seq && r.seq < seq && r.changes(key) })
 }
 
 // due returns when the lane is to be sent, and whether there is something in it.

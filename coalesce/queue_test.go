@@ -3,6 +3,7 @@ package coalesce
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -236,6 +237,19 @@ func TestAHurryReachesWhatHasMoved(t *testing.T) {
 	require.Equal(t, []string{"a=", "b="}, w.sealedBehind())
 }
 
+// TestWhatHasMovedDoesNotWaitForItsOldLane has a put that was written behind be answered
+// with that of a caller, and one before it that cannot be merged with either.
+func TestWhatHasMovedDoesNotWaitForItsOldLane(t *testing.T) {
+	cfg := rule(Rule{Mode: LastWriteWins, Retry: true, FlushEvery: time.Hour})
+	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
+		fenced := WithFence(t.Context(), clientv3.Compare(clientv3.Version("owner"), "=", 0))
+		kv.PutAsync(fenced, "a", "1", nil)
+		kv.PutAsync(t.Context(), "a", "2", nil)
+		mustPut(t, kv, "a", "3")
+		require.Zero(t, e.clock(), "milliseconds")
+	})
+}
+
 // TestWhatComesBeforeIsDue has a put of a caller come after one that is written behind
 // and that it cannot be merged with.
 func TestWhatComesBeforeIsDue(t *testing.T) {
@@ -390,6 +404,9 @@ func TestRequeueUnderMax(t *testing.T) {
 	require.Equal(t, []string{"a=9"}, w.sealedBehind(), "the larger one")
 	require.EqualValues(t, 5, newer.since, "and as that is tried again, it has to be the newest still")
 }
+
+// overlap reports whether a and b change a key that is the same.
+func overlap(a, b *unit) bool { return slices.ContainsFunc(b.ranges(), a.changes) }
 
 // TestTheQueueKeepsOrder does at random what may be done with a queue, and holds it to
 // what has to be so: writes of one key are under way one at a time and in the order in

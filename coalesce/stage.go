@@ -426,7 +426,7 @@ func (s *Stage) barrier(ctx context.Context, read bool, ranges ...keys.Range) er
 	var failures []<-chan struct{}
 	s.mu.Lock()
 	for _, r := range ranges {
-		for _, u := range s.queue.within(r, s.queue.seq+1) {
+		for u := range s.queue.within(r, s.queue.seq+1) {
 			if !(read && u.mayBeMissed(r)) {
 				s.queue.hurry(u)
 				before, failures = append(before, u), append(failures, u.failure())
