@@ -228,8 +228,6 @@ func (s *Stage) look(f *flight, units []*unit) bool {
 				read.Success = append(read.Success, wire.Range(&pb.RangeRequest{Key: opKey(op), KeysOnly: u.rules[i].Mode != Max}))
 			}
 		}
-		// A transaction without ranges in one of its branches would be serializable there.
-		read.Failure = read.Success[:1]
 		resp, err := s.txn(f, read)
 		switch {
 		case err == nil:
