@@ -623,13 +623,10 @@ func (s *Stage) inDoubt(f *flight, units []*unit, sent int64, err error) bool {
 		return true
 	}
 	s.stats.retries.Add(1)
-	became, header := unapplied, (*pb.ResponseHeader)(nil)
+	var became fate
+	var header *pb.ResponseHeader
 	known := s.insist(f, units, func(ctx context.Context) (err error) {
-		var revision int64
-		if became, revision, header, err = s.sequence.settle(ctx); became == applied {
-			header = copyHeader(header)
-			header.Revision = revision
-		}
+		became, header, err = s.sequence.settle(ctx)
 		return err
 	})
 	if known && became == applied {

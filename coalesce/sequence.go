@@ -159,16 +159,19 @@ func (s *sequence) look(found *pb.RangeResponse) (fate, int64) {
 }
 
 // settle finds out what has become of the last batch, which had no answer, and sees to
-// it that it is not applied from now on.
-func (s *sequence) settle(ctx context.Context) (f fate, revision int64, h *pb.ResponseHeader, err error) {
+// it that it is not applied from now on. Where it was applied the header is the one that
+// its answer would have had.
+func (s *sequence) settle(ctx context.Context) (fate, *pb.ResponseHeader, error) {
 	resp, err := s.inner.Txn(ctx, &pb.TxnRequest{Compare: s.compare(), Success: []*pb.RequestOp{s.put(settled)}, Failure: s.read()})
 	if err != nil {
-		return unapplied, 0, nil, err
+		return unapplied, nil, err
 	}
 	if resp.Succeeded {
 		s.moved(s.version + 1)
-		return unapplied, 0, resp.Header, nil
+		return unapplied, nil, nil
 	}
-	f, revision = s.look(resp.Responses[0].GetResponseRange())
-	return f, revision, resp.Header, nil
+	f, revision := s.look(resp.Responses[0].GetResponseRange())
+	h := copyHeader(resp.Header)
+	h.Revision = revision
+	return f, h, nil
 }
