@@ -25,9 +25,14 @@ type shape struct {
 	outer bool // whether the transaction compares and puts the sequence of this process
 }
 
-// plus returns s with another plan.
+// plus returns s with another plan: its operations, or one transaction with the guards.
 func (s shape) plus(p *plan) shape {
-	s.ops, s.items, s.width, s.bytes = s.ops+len(p.ops), s.items+p.items, max(s.width, p.width), s.bytes+p.bytes
+	s.ops, s.bytes = s.ops+len(p.ops), s.bytes+p.bytes
+	if len(p.guards) == 0 {
+		s.items += len(p.ops)
+	} else {
+		s.items, s.width = s.items+1, max(s.width, len(p.ops), len(p.guards))
+	}
 	return s
 }
 

@@ -116,7 +116,7 @@ func answerAll(ops []*pb.RequestOp, n *int64) (resps []*pb.ResponseOp) {
 // TestABatchOfThousands is one transaction within the server's default.
 func TestABatchOfThousands(t *testing.T) {
 	sh := shape{outer: true}
-	p := &plan{items: 1}
+	p := &plan{ops: []*pb.RequestOp{put("k", "")}}
 	n := 0
 	for ; sh.plus(p).fits(limits{maxOps: maxMaxOps, entryBytes: 1 << 20, txnOps: defaultMaxTxnOps}, 0); n++ {
 		sh = sh.plus(p)

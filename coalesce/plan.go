@@ -26,8 +26,6 @@ type plan struct {
 	from   []int           // where in the unit's ops each of these stands; nil where they are all
 	guards []*pb.Compare   // that hold where the plan is right
 	bytes  int             // that it takes in a transaction
-	width  int             // operations beside those of the transaction that it is nested in
-	items  int             // operations of that transaction
 }
 
 // makePlan plans u. Most is the number of comparisons, or operations, that one
@@ -100,19 +98,18 @@ func makePlan(u *unit, m *memory, most int) plan {
 // outerOps is what a plan leaves to the transactions that it is nested in.
 const outerOps = 4
 
-// measure computes what the plan takes.
+// measure computes how many bytes the plan takes.
 func (p *plan) measure() {
 	for _, op := range p.ops {
 		p.bytes += itemBytes(op)
 	}
-	if p.items = len(p.ops); len(p.guards) == 0 {
+	if len(p.guards) == 0 {
 		return
 	}
 	for _, g := range p.guards {
 		p.bytes += compareBytes(g)
 	}
 	p.bytes += nestedBytes
-	p.width, p.items = max(len(p.ops), len(p.guards)), 1
 }
 
 // request returns what is sent for the plan beside other plans: its operations, or
