@@ -282,19 +282,13 @@ func (s *Stage) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
 	defer cancel()
 	err := s.Flush(ctx)
-	var left []*unit
 	s.mu.Lock()
 	s.cancel() // under mu, so that nothing is launched after it
 	if s.timer != nil {
 		s.timer.Stop()
 	}
-	for u := range s.queue.all {
-		if u.state == waiting { // what is under way ends with its flight
-			left = append(left, u)
-		}
-	}
-	for _, u := range left {
-		if u.state == waiting { // of several keys, and ended before
+	for _, l := range s.queue.lanes { // what is under way ends with its batch
+		for _, u := range slices.Clone(l.units) {
 			s.end(u, ErrClosed)
 		}
 	}
