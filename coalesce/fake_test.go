@@ -94,30 +94,30 @@ func (e *fake) writes() (all []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.sent {
-		var puts []string
-		var visit func(ops []*pb.RequestOp)
-		add := func(p *pb.PutRequest) {
-			if !strings.HasPrefix(string(p.Key), defaultSequencePrefix) {
-				puts = append(puts, string(p.Key)+"="+string(p.Value))
-			}
-		}
-		visit = func(ops []*pb.RequestOp) {
-			for _, op := range ops {
-				if p := op.GetRequestPut(); p != nil {
-					add(p)
-				}
-				visit(op.GetRequestTxn().GetSuccess())
-			}
-		}
-		switch r := s.req.(type) {
-		case *pb.PutRequest:
-			add(r)
-		case *pb.TxnRequest:
-			visit(r.Success)
-		}
+		puts := slices.DeleteFunc(values(s.req), func(put string) bool { return strings.HasPrefix(put, defaultSequencePrefix) })
 		if len(puts) > 0 {
 			all = append(all, s.at.Round(time.Millisecond).String()+": "+strings.Join(puts, " "))
 		}
+	}
+	return all
+}
+
+// values returns what a request is to put, as key=value.
+func values(r proto.Message) (all []string) {
+	var visit func(ops []*pb.RequestOp)
+	visit = func(ops []*pb.RequestOp) {
+		for _, op := range ops {
+			if p := op.GetRequestPut(); p != nil {
+				all = append(all, string(p.Key)+"="+string(p.Value))
+			}
+			visit(op.GetRequestTxn().GetSuccess())
+		}
+	}
+	switch r := r.(type) {
+	case *pb.PutRequest:
+		all = append(all, string(r.Key)+"="+string(r.Value))
+	case *pb.TxnRequest:
+		visit(r.Success)
 	}
 	return all
 }

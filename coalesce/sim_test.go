@@ -402,26 +402,6 @@ func (s *sim) judge(seen *seenInAll) {
 
 func orderOf(a, b string) (int, bool) { return order([]byte(a), []byte(b)) }
 
-// values returns what a request is to put, as key=value.
-func values(r proto.Message) (all []string) {
-	var visit func(ops []*pb.RequestOp)
-	visit = func(ops []*pb.RequestOp) {
-		for _, op := range ops {
-			if p := op.GetRequestPut(); p != nil {
-				all = append(all, string(p.Key)+"="+string(p.Value))
-			}
-			visit(op.GetRequestTxn().GetSuccess())
-		}
-	}
-	switch r := r.(type) {
-	case *pb.PutRequest:
-		all = append(all, string(r.Key)+"="+string(r.Value))
-	case *pb.TxnRequest:
-		visit(r.Success)
-	}
-	return all
-}
-
 // at returns the value of a key at a revision.
 func (e *fake) at(key string, revision int64) (value string) {
 	for _, kv := range e.events {
