@@ -135,9 +135,9 @@ type Config struct {
 	// context.DeadlineExceeded. Default five seconds.
 	RequestTimeout time.Duration
 
-	// RememberBytes bounds the memory for what is known to be stored, about 200 bytes
-	// and the key for each key of a rule with SkipUnchanged or Max. Default 8 MiB,
-	// at least 1 MiB.
+	// RememberBytes bounds the memory for what is known to be stored: for each key of a
+	// rule with SkipUnchanged or Max about 240 bytes, the key, and under Max the value.
+	// Default 8 MiB, at least 1 MiB.
 	RememberBytes int
 
 	// Lease grants and keeps the lease of this process's sequence. It is granted when

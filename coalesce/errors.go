@@ -12,7 +12,7 @@ var (
 	// ErrConfig is matched by every error of [New] and [NewKV], and by that of
 	// PutAsync where Config.Lease is nil.
 	ErrConfig = errors.New("coalesce: invalid config")
-	// ErrClosed is the error of PutAsync after Close.
+	// ErrClosed is the error of PutAsync after Close, and of what Close gave up.
 	ErrClosed = errors.New("coalesce: closed")
 	// ErrFull is matched by [*FullError].
 	ErrFull = errors.New("coalesce: full")

@@ -20,8 +20,10 @@ import (
 // lane holds what waits under one rule in one way, to be sent when the oldest of it has
 // waited long enough, and then all of it.
 //
-// A batch takes the oldest of what is due, and then as much as fits: in order, or where not
-// all will fit the largest first, so that little room is left between them.
+// A batch takes what is due, lane by lane, that with the oldest unit first, and leaves out
+// what does not fit for the next one. Of a lane that does not fit whole it takes the oldest
+// unit, so that none is passed over for ever, and then the largest that fit: two
+// transactions of 31 kilobytes share an entry of 64, and small ones fill what is left.
 type queue struct {
 	limits        limits
 	sequenceBytes int // that the sequence takes in a batch
@@ -361,8 +363,8 @@ func (b *batch) wanted() bool {
 
 func (b *batch) units() []*unit { return slices.Concat(b.look, b.verify, b.write) }
 
-// A batch looks at so many units at the most, and is full when it has left out so many
-// for want of room.
+// Of each lane a batch looks at so many units at the most, and no further when it has left
+// out so many for want of room.
 const (
 	maxScan   = 4 * maxMaxOps
 	maxMisses = 128

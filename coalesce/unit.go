@@ -224,7 +224,7 @@ func (u *unit) deserted() bool {
 	return u.callers == 0 && u.async == 0
 }
 
-// answer returns the response to a put.
+// answerPut returns the response to a put.
 func (u *unit) answerPut() *pb.PutResponse {
 	return &pb.PutResponse{Header: copyHeader(u.header), PrevKv: u.resps[0].GetResponsePut().PrevKv}
 }
