@@ -86,7 +86,7 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 	}
 	all := questions
 	c.rider = nil
-	if elseOnly := (&pb.TxnRequest{Failure: w.req.Failure}); p.decided[w.req] && len(w.req.Compare) > 0 && !wire.Writes(elseOnly) {
+	if elseOnly := (&pb.TxnRequest{Failure: w.req.Failure}); p.decided[w.req] && len(w.req.Compare) > 0 && !wire.Writes(elseOnly) && !readsHistory(w.req.Failure) {
 		rider := w.rewriter(nil).branch(w.req.Failure, 0)
 		all.ops, c.rider = slices.Concat(rider.ops, questions.ops), &rider
 	}
@@ -104,6 +104,12 @@ func (w *write) addElse(c *commit, p *plan, anchored bool) {
 			fits(branch{})
 		}
 	}
+}
+
+// readsHistory reports whether any of the ranges is of a revision, which may be compacted:
+// etcd says so only where the branch is taken.
+func readsHistory(ops []*pb.RequestOp) bool {
+	return slices.ContainsFunc(ops, func(op *pb.RequestOp) bool { return op.GetRequestRange().GetRevision() != 0 })
 }
 
 // commit sends c.

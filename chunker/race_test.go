@@ -161,6 +161,31 @@ func TestAComparisonMeetsACompaction(t *testing.T) {
 	require.Equal(t, "y", string(resp.Responses[0].GetResponseRange().Kvs[0].Value))
 }
 
+// TestABranchThatIsNotTaken may read what has been compacted, or is yet to come, as etcd
+// has it: also where the base turns out to be another one.
+func TestABranchThatIsNotTaken(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	old := e.put("y", "y").Header.Revision
+	for _, revision := range []int64{old, 1 << 40} {
+		kv, _ := e.another(Config{})
+		_, err := kv.Put(e.ctx, "k", text(200<<10, "base"))
+		require.NoError(t, err)
+		_, err = e.cli.Put(e.ctx, "k", "by somebody else")
+		require.NoError(t, err)
+		e.compact()
+		resp, err := kv.Txn(e.ctx).If(clientv3.Compare(clientv3.Version("nothing"), "=", 0)).
+			Then(clientv3.OpPut("k", text(200<<10, fmt.Sprint(revision)))).
+			Else(clientv3.OpGet("y", clientv3.WithRev(revision))).Commit()
+		require.NoError(t, err)
+		require.True(t, resp.Succeeded)
+		e.holds("k", text(200<<10, fmt.Sprint(revision)))
+		_, err = kv.Txn(e.ctx).If(clientv3.Compare(clientv3.Version("nothing"), ">", 0)).
+			Then(clientv3.OpPut("k", text(200<<10, "more"))).
+			Else(clientv3.OpGet("y", clientv3.WithRev(revision))).Commit()
+		require.Error(t, err, "it is taken")
+	}
+}
+
 // TestAppliedButUnreadable says that a write was applied where what it was to
 // return cannot be read.
 func TestAppliedButUnreadable(t *testing.T) {
