@@ -57,11 +57,15 @@ func together(n int, call func(i int)) {
 func TestPutAsyncOfWhatIsChunked(t *testing.T) {
 	s := newSide(t)
 	kv := s.over(t, Config{Rules: []Rule{{Coalesce: coalesce.LastWriteWins, FlushEvery: time.Hour}}})
-	var told []string
+	told := make(chan string, 5)
 	put := func(name, value string, opts ...clientv3.OpOption) {
-		kv.PutAsync(t.Context(), "k", value, func(resp *clientv3.PutResponse, err error) {
-			told = append(told, fmt.Sprint(name, " ", err))
-		}, opts...)
+		kv.PutAsync(t.Context(), "k", value, func(resp *clientv3.PutResponse, err error) { told <- fmt.Sprint(name, " ", err) }, opts...)
+	}
+	ended := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			require.Equal(t, name+" <nil>", <-told)
+		}
 	}
 	holds := func(value string) {
 		t.Helper()
@@ -72,23 +76,24 @@ func TestPutAsyncOfWhatIsChunked(t *testing.T) {
 	put("small", "1")
 	require.Equal(t, 1, kv.Pending().Puts)
 	put("large", statistics())
-	require.Equal(t, []string{"small <nil>", "large <nil>"}, told, "what came before is written first")
+	require.Zero(t, kv.Pending())
+	ended("small", "large") // what came before is written first
 	holds(statistics())
 	put("small again", "2") // of a key that is known to be chunked
-	require.Equal(t, "small again <nil>", told[2])
+	ended("small again")
 	put("behind", "3")
 	require.Equal(t, 1, kv.Pending().Puts)
 	put("with more to tell", "4", clientv3.WithPrevKV())
-	require.Len(t, told, 5)
+	ended("behind", "with more to tell")
 	holds("4")
 	require.Zero(t, kv.Pending())
 	require.Len(t, stored(t, s.cli), 2, "the key and the sequence: no chunk is left")
 
 	put("too large", strings.Repeat("x", 17<<20))
-	require.Contains(t, told[5], "value too large")
-	var reserved error
-	kv.PutAsync(t.Context(), "\x00kvw/x", "v", func(_ *clientv3.PutResponse, err error) { reserved = err })
-	require.ErrorIs(t, reserved, chunker.ErrReservedKey)
+	require.Contains(t, <-told, "value too large")
+	reserved := make(chan error, 1)
+	kv.PutAsync(t.Context(), "\x00kvw/x", "v", func(_ *clientv3.PutResponse, err error) { reserved <- err })
+	require.ErrorIs(t, <-reserved, chunker.ErrReservedKey)
 	require.Panics(t, func() { put("", "", clientv3.WithPrefix()) }, "as etcd's client does for what is no option of a put")
 }
 
@@ -163,10 +168,10 @@ func TestTheSequenceIsHidden(t *testing.T) {
 func TestWhatIsWrongWithRules(t *testing.T) {
 	cluster := etcdtest.Start(t, 1, nil)
 	cli := cluster.Client(t)
-	_, err := New(cli, Config{Coalesce: coalesce.Config{Rules: []coalesce.Rule{{Mode: coalesce.Max}}, MaxOps: -1}, Rules: []Rule{{Linger: 1}}})
+	_, err := New(cli, Config{Coalesce: coalesce.Config{Rules: []coalesce.Rule{{Mode: coalesce.Max}}, MaxOps: -1}, Rules: []Rule{{Linger: time.Second}}})
 	require.ErrorContains(t, err, "Config.Coalesce.Rules is set: set Config.Rules in its place")
 	require.ErrorContains(t, err, "MaxOps is -1")
-	require.ErrorContains(t, err, "Mode is Off, which has no use for Linger")
+	require.ErrorContains(t, err, "the mode is Off, which has no use for Linger")
 	require.ErrorIs(t, err, coalesce.ErrConfig)
 }
 
