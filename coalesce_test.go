@@ -255,7 +255,7 @@ func TestHotOffsets(t *testing.T) {
 func TestStatusOfAGateway(t *testing.T) {
 	plain, wrapped := newSide(t), newSide(t)
 	g := newGatewayStatus(t, plain, wrapped, Rule{
-		Prefix: workload.StatusPrefix, Coalesce: coalesce.GroupCommit, Transactions: true, SkipUnchanged: true, Linger: 20 * time.Millisecond,
+		Prefix: workload.StatusPrefix, Coalesce: coalesce.GroupCommit, Transactions: true, SkipUnchanged: true, Linger: 500 * time.Millisecond,
 	}, 100)
 	g.turn(1)
 	base, all := g.turn(0.05)

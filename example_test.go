@@ -25,7 +25,7 @@ func publish(ctx context.Context, endpoints []string, statistics string) error {
 	return err
 }
 
-func commit(ctx context.Context, cli *clientv3.Client) error {
+func commit(ctx context.Context, cli *clientv3.Client, owned int64) error {
 	kv, err := kvwrap.Install(cli, kvwrap.Config{Rules: []kvwrap.Rule{
 		// Put together what is put at the same time.
 		{Prefix: "heartbeats/", Coalesce: coalesce.GroupCommit},
@@ -40,7 +40,9 @@ func commit(ctx context.Context, cli *clientv3.Client) error {
 	if _, err := cli.Put(ctx, "heartbeats/42", "alive"); err != nil { // durable when it returns
 		return err
 	}
-	kv.PutAsync(ctx, "offsets/orders/7", "10042", func(_ *clientv3.PutResponse, err error) {
+	// Only while this process owns the partition.
+	owner := clientv3.Compare(clientv3.CreateRevision("owners/orders/7"), "=", owned)
+	kv.PutAsync(coalesce.WithFence(ctx, owner), "offsets/orders/7", "10042", func(_ *clientv3.PutResponse, err error) {
 		if err != nil {
 			log.Printf("offset 10042 is not committed: %v", err)
 		}
@@ -55,7 +57,7 @@ func ExampleRule() {
 		log.Fatal(err)
 	}
 	defer cli.Close()
-	if err := commit(context.Background(), cli); err != nil {
+	if err := commit(context.Background(), cli, 4711); err != nil {
 		log.Print(err)
 	}
 }

@@ -113,11 +113,11 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	}
 	batches, err := coalesce.New(wire.Client(cli.KV), cfg.Coalesce)
 	if err != nil {
-		return nil, fmt.Errorf("kvwrap: Config.Coalesce, Config.Rules: %w", err)
+		return nil, err
 	}
 	chunks, err := chunker.New(batches, cfg.Chunk)
 	if err != nil {
-		return nil, fmt.Errorf("kvwrap: Config.Chunk: %w", err)
+		return nil, err
 	}
 	return &KV{
 		KV:       clientv3.NewKVFromKVClient(chunks, nil),

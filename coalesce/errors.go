@@ -149,7 +149,7 @@ type FlushError struct {
 }
 
 func (e *FlushError) Error() string {
-	return fmt.Sprintf("coalesce: after %v, of what PutAsync has taken %d failed, %d not yet written; key %q: %v", e.After, e.Failed, e.Waiting, e.Key, e.Err)
+	return fmt.Sprintf("coalesce: after %v, of what PutAsync has taken %d failed, %d not yet written; key %q: %v: put again what must not be lost, as promises or OnError tell", e.After, e.Failed, e.Waiting, e.Key, e.Err)
 }
 
 func (e *FlushError) Unwrap() error { return e.Err }

@@ -322,7 +322,7 @@ const maxAttempts = 100
 
 // again has a unit wait for its next step, under mu.
 func (s *Stage) again(u *unit) {
-	if u.attempts++; u.attempts > maxAttempts {
+	if u.attempts++; u.attempts >= maxAttempts {
 		s.end(u, &ContentionError{Key: opKey(u.ops[0]), Attempts: u.attempts})
 		return
 	}

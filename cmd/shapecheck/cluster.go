@@ -76,7 +76,7 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 	case len(f.endpoints) == 0 || slices.Contains(f.endpoints, ""):
 		return nil, usagef("--endpoints %q: give the client addresses of the cluster", f.endpoints)
 	case f.dialTimeout <= 0:
-		return nil, usagef("--dial-timeout %v: give a time", f.dialTimeout)
+		return nil, usagef("--dial-timeout %v: give a time above zero, as in 5s", f.dialTimeout)
 	}
 	cfg, err := f.config(sendBytes)
 	if err != nil {
@@ -99,17 +99,20 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 	return cli, err
 }
 
+const defaultPrefix = `\x00kvw/`
+
 // spaceFlags say where chunks are stored.
 type spaceFlags struct{ reservedPrefix string }
 
 func (f *spaceFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.reservedPrefix, "reserved-prefix", `\x00kvw/`, `Config.ReservedPrefix of the cluster's clients, as between the quotes of a Go string`)
+	cmd.Flags().StringVar(&f.reservedPrefix, "reserved-prefix", defaultPrefix, `Config.ReservedPrefix of the cluster's clients, as between the quotes of a Go string (default `+defaultPrefix+`)`)
+	cmd.Flags().Lookup("reserved-prefix").DefValue = "" // cobra would quote it once more
 }
 
 func (f *spaceFlags) keyspace() (format.Keyspace, error) {
 	prefix, err := strconv.Unquote(`"` + f.reservedPrefix + `"`)
 	if err != nil {
-		return format.Keyspace{}, usagef("--reserved-prefix %s: %w", f.reservedPrefix, err)
+		return format.Keyspace{}, usagef("--reserved-prefix %s: %w: write it as between the quotes of a Go string, as in %s", f.reservedPrefix, err, defaultPrefix)
 	}
 	space, err := format.NewKeyspace(prefix)
 	if err != nil {

@@ -1,12 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"strings"
-	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/kvwrap/kvwrap"
@@ -82,6 +81,7 @@ func (o *offsets) check(set func(flag string) bool) error {
 type committed struct {
 	side
 	sent     record.Counts
+	progress func(done int)
 	took     time.Duration
 	grown    int64 // bytes of the database that are in use
 	returned paired.Durations
@@ -150,13 +150,11 @@ func (o *offsets) play(ctx context.Context, p *progress, c *committed, wrapped b
 	}
 	sent.Take()
 	p.say("committing through %s", name)
-	seconds := int(o.duration / time.Second)
 	began := time.Now()
-	for i := range seconds {
-		p.count("committing through "+name+", second", i, seconds)
-		if err := o.commit(ctx, broker, o.rate, time.Second, put, c); err != nil {
-			return err
-		}
+	n := int(float64(o.rate) * o.duration.Seconds())
+	c.progress = func(i int) { p.count("committing through "+name+",", i, n) }
+	if err := o.commit(ctx, broker, n, o.duration, put, c); err != nil {
+		return err
 	}
 	if err := flush(ctx); err != nil {
 		return err
@@ -171,45 +169,58 @@ func (o *offsets) play(ctx context.Context, p *progress, c *committed, wrapped b
 // maxOpen bounds the commits that are not yet durable.
 const maxOpen = 10_000
 
-// commit makes n commits, spread over a time, and waits for those that are not to wait for
-// others.
+// commit makes n commits, spread over a time, and waits until they are durable, or ctx ends.
+// C, where it is not nil, takes note of how long they take.
 func (o *offsets) commit(ctx context.Context, broker *workload.Broker, n int, over time.Duration, put func(ctx context.Context, key, offset string, done func(error)), c *committed) error {
-	var (
-		mu     sync.Mutex
-		failed error
-		all    sync.WaitGroup
-	)
-	open := make(chan struct{}, maxOpen)
-	began := time.Now()
-	for i := range n {
-		if due := began.Add(over * time.Duration(i) / time.Duration(n)); i%10 == 0 {
+	type end struct {
+		after time.Duration
+		err   error
+	}
+	ends := make(chan end, maxOpen) // none blocks: there are never more open
+	open := 0
+	var failed error
+	await := func(until <-chan time.Time, most int) error { // until then, or until so few are open
+		for open > most || until != nil {
 			select {
-			case <-time.After(time.Until(due)):
+			case <-until:
+				return nil
+			case e := <-ends:
+				open--
+				failed = cmp.Or(failed, e.err)
+				if c != nil {
+					c.durable = append(c.durable, e.after)
+				}
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
-		partition, offset := broker.Commit()
-		all.Add(1)
-		open <- struct{}{}
-		start := time.Now()
-		put(ctx, workload.OffsetKey(partition), offset, func(err error) {
-			defer all.Done()
-			<-open
-			mu.Lock()
-			defer mu.Unlock()
-			if failed == nil {
-				failed = err
-			}
+		return nil
+	}
+	began := time.Now()
+	for i := range n {
+		if i%10 == 0 {
 			if c != nil {
-				c.durable = append(c.durable, time.Since(start))
+				c.progress(i)
 			}
-		})
+			due := began.Add(time.Duration(float64(over) * float64(i) / float64(n)))
+			if err := await(time.After(time.Until(due)), maxOpen); err != nil {
+				return err
+			}
+		}
+		if err := await(nil, maxOpen-1); err != nil {
+			return err
+		}
+		open++
+		partition, offset := broker.Commit()
+		start := time.Now()
+		put(ctx, workload.OffsetKey(partition), offset, func(err error) { ends <- end{time.Since(start), err} })
 		if c != nil {
 			c.returned = append(c.returned, time.Since(start))
 		}
 	}
-	all.Wait()
+	if err := await(nil, 0); err != nil {
+		return err
+	}
 	if failed != nil {
 		return fmt.Errorf("committing an offset: %w", failed)
 	}
@@ -240,55 +251,54 @@ func (c *committed) inUse(ctx context.Context) (int64, error) {
 
 // print writes the two sides beside each other.
 func (o *offsets) print(w io.Writer, plain, wrapped *committed) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "A broker commits offsets of %d partitions, %d a second, for %v on each side: one put\n", o.partitions, o.rate, o.duration)
-	fmt.Fprintf(&b, "each; and written behind, the newest one of a partition once in %v.\n", o.flush)
+	var c comparison
+	c.say("A broker commits offsets of %d partitions, %d a second, for %v on each side: one put each; and written behind, the newest one of a partition once in %v.",
+		o.partitions, o.rate, o.duration, o.flush)
 	if plain.server != nil {
-		fmt.Fprintf(&b, "etcd %s, one server for each side, without fsync.\n\n", plain.after.version)
+		c.say("etcd %s, one server for each side, without fsync.", plain.after.version)
 	} else {
-		fmt.Fprintf(&b, "etcd %s at %s.\n\n", plain.after.version, strings.Join(o.cluster.endpoints, ", "))
+		c.say("etcd %s at %s.", plain.after.version, strings.Join(o.cluster.endpoints, ", "))
 	}
-	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', tabwriter.AlignRight)
-	row := func(what, plain, wrapped, note string) {
-		fmt.Fprintf(t, "%-46s\t%s\t%s\t%s\t\n", what, plain, wrapped, note)
-	}
-	rate := func(c *committed, n float64) float64 { return n / c.took.Seconds() }
-	count := func(what string, of func(c *committed) float64) {
-		x, y := rate(plain, of(plain)), rate(wrapped, of(wrapped))
-		row(what, fmt.Sprintf("%.1f", x), fmt.Sprintf("%.1f", y), fmt.Sprintf("%.1fx less", x/y))
-	}
-	size := func(what string, of func(c *committed) float64) {
-		x, y := rate(plain, of(plain)), rate(wrapped, of(wrapped))
-		row(what, bytesOf(int(x)), bytesOf(int(y)), fmt.Sprintf("%.1fx less", x/y))
-	}
-	each := func(what string, of func(c *committed) string) { row(what, of(plain), of(wrapped), "") }
-	row("", "plain client", "kvwrap", "")
-	each("commits a second", func(c *committed) string { return fmt.Sprintf("%.0f", rate(c, float64(len(c.durable)))) })
-	count("revisions a second", func(c *committed) float64 { return float64(len(c.sent.Proposals)) })
-	size("proposed a second", func(c *committed) float64 { return float64(c.sent.ProposedBytes()) })
-	size("database grows a second by", func(c *committed) float64 { return float64(c.grown) })
-	each("the default quota of 2 GiB is full after", func(c *committed) string {
-		if c.grown <= 0 {
-			return "-"
+	c.gap()
+	// Where a side has not kept up, what its commits have cost counts as though it had.
+	rate := func(c *committed, n float64) float64 { return n / float64(len(c.durable)) * float64(o.rate) }
+	grown := func(c *committed) float64 { return rate(c, float64(c.grown)) }
+	c.table(func(row func(what, plain, wrapped, note string)) {
+		compare := func(what string, of func(c *committed) float64, format func(float64) string) {
+			x, y := of(plain), of(wrapped)
+			row(what, format(x), format(y), less(x, y))
 		}
-		return durationOf(defaultQuota / rate(c, float64(c.grown)))
+		each := func(what string, of func(c *committed) string) { row(what, of(plain), of(wrapped), "") }
+		size := func(n float64) string { return bytesOf(int(n)) }
+		times := func(d paired.Durations) string {
+			return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
+		}
+		row("", "plain client", "kvwrap", "")
+		compare("revisions a second", func(c *committed) float64 { return rate(c, float64(len(c.sent.Proposals))) },
+			func(n float64) string { return fmt.Sprintf("%.1f", n) })
+		compare("proposed a second", func(c *committed) float64 { return rate(c, float64(c.sent.ProposedBytes())) }, size)
+		compare("database grows a second by", grown, size)
+		each("quota of 2 GiB is full after", func(c *committed) string {
+			if c.grown <= 0 {
+				return "-"
+			}
+			return durationOf(defaultQuota / grown(c))
+		})
+		row("the broker waits, median / p99", times(plain.durable), times(wrapped.returned), "")
+		each("durable after, median / p99", func(c *committed) string { return times(c.durable) })
 	})
-	times := func(d paired.Durations) string {
-		return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
+	c.gap()
+	for name, side := range map[string]*committed{"The plain client": plain, "kvwrap": wrapped} {
+		if side.took > o.duration+o.flush+o.duration/10 {
+			c.say("%s has not kept up: %.0f commits a second, of %d.", name, float64(len(side.durable))/side.took.Seconds(), o.rate)
+		}
 	}
-	row("the broker waits, median / 99th percentile", times(plain.durable), times(wrapped.returned), "")
-	each("a commit is durable after", func(c *committed) string { return times(c.durable) })
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	written := float64(len(wrapped.durable)) / float64(max(len(wrapped.sent.Proposals), 1))
-	fmt.Fprintf(&b, "\n%.0f commits a revision. A key that is written in every flush takes its bytes in every flush:\n", written)
-	fmt.Fprintf(&b, "a longer --flush saves more of the database, a shorter one less of the revisions.\n")
+	c.say("%.0f commits a revision. A key that is written in every flush takes its bytes in every flush: a longer --flush saves more of the database, a shorter one less of the revisions.",
+		float64(len(wrapped.durable))/float64(max(len(wrapped.sent.Proposals), 1)))
 	if plain.server == nil {
-		fmt.Fprintf(&b, "The keys are gone; their revisions take room in the database until it is compacted.\n")
+		c.say("The keys are gone; their revisions take room in the database until it is compacted.")
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	return c.print(w)
 }
 
 // shortly writes a time with two or three digits.

@@ -97,8 +97,11 @@ func (f *clusterFlags) check(set func(flag string) bool) error {
 		}
 	}
 	own := !set("endpoints")
-	if !own && (len(f.endpoints) == 0 || f.dialTimeout <= 0) {
-		return usagef("--endpoints %q, --dial-timeout %v: give an address and a time", f.endpoints, f.dialTimeout)
+	switch {
+	case !own && len(f.endpoints) == 0:
+		return usagef("--endpoints is empty: give an address, or leave the flag out to play on servers of the demo's own")
+	case !own && f.dialTimeout <= 0:
+		return usagef("--dial-timeout is %v: give a time above zero, as in 5s", f.dialTimeout)
 	}
 	for _, flag := range []string{"cacert", "cert", "key", "user", "password", "dial-timeout"} {
 		if own && set(flag) {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/paired"
@@ -52,53 +51,46 @@ func (r *result) ratio() float64 { return r.demo.logBytes(&r.plain) / r.demo.log
 
 // print writes the two sides beside each other.
 func (r *result) print(w io.Writer) error {
-	var b strings.Builder
+	var c comparison
 	own, n := r.plain.server != nil, r.demo.publishes
-	fmt.Fprintf(&b, "A gateway writes the statistics of %d pipelines, %s, to one key, %v %% of them changed\n",
-		r.demo.pipelines, bytesOf(r.valueBytes), r.demo.changed)
-	fmt.Fprintf(&b, "each time: %d publishes on each side, each read back by another client.\n", n)
+	c.say("A gateway writes the statistics of %d pipelines, %s, to one key, %v %% of them changed each time: %d publishes on each side, each read back by another client.",
+		r.demo.pipelines, bytesOf(r.valueBytes), r.demo.changed, n)
 	if own {
-		fmt.Fprintf(&b, "etcd %s, one server for each side, without fsync, --max-request-bytes %d MiB so that it\n", r.plain.after.version, maxRequestBytes>>20)
-		fmt.Fprintf(&b, "takes the plain client's value at all, --snapshot-catchup-entries %d in place of %d so\n", r.demo.catchUp, defaultCatchUp)
-		fmt.Fprintf(&b, "that the raft log fills in seconds.\n")
+		c.say("etcd %s, one server for each side, without fsync, --max-request-bytes %d MiB so that it takes the plain client's value at all, --snapshot-catchup-entries %d in place of %d so that the raft log fills in seconds.",
+			r.plain.after.version, maxRequestBytes>>20, r.demo.catchUp, defaultCatchUp)
 	} else {
-		fmt.Fprintf(&b, "etcd %s at %s.\n", r.plain.after.version, strings.Join(r.demo.cluster.endpoints, ", "))
+		c.say("etcd %s at %s.", r.plain.after.version, strings.Join(r.demo.cluster.endpoints, ", "))
 	}
-	b.WriteByte('\n')
-	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', tabwriter.AlignRight)
-	row := func(what, plain, wrapped, note string) {
-		fmt.Fprintf(t, "%-46s\t%s\t%s\t%s\t\n", what, plain, wrapped, note)
-	}
-	less := func(what string, plain, wrapped float64) {
-		row(what, bytesOf(int(plain)), bytesOf(int(wrapped)), fmt.Sprintf("%.1fx less", plain/wrapped))
-	}
-	each := func(what string, of func(s *side) string) { row(what, of(&r.plain), of(&r.wrapped), "") }
-	row("", "plain client", "kvwrap", "")
-	less("proposed per publish", float64(r.plain.sent.ProposedBytes())/float64(n), float64(r.wrapped.sent.ProposedBytes())/float64(n))
-	each("proposals per publish", func(s *side) string { return fmt.Sprintf("%.1f", float64(len(s.sent.Proposals))/float64(n)) })
-	less("largest raft entry", float64(r.plain.sent.Largest()), float64(r.wrapped.sent.Largest()))
-	if own {
-		each("entries in the full raft log", func(s *side) string { return fmt.Sprint(r.demo.retained(s.after.applied)) })
-		less("live heap of the server then", float64(r.plain.after.liveHeap), float64(r.wrapped.after.liveHeap))
-	}
-	less(fmt.Sprintf("raft log in memory, projected to %d entries", defaultCatchUp), r.demo.logBytes(&r.plain), r.demo.logBytes(&r.wrapped))
-	if own {
-		less("database", float64(r.plain.after.database), float64(r.wrapped.after.database))
-	}
-	times := func(d paired.Durations) string {
-		return fmt.Sprintf("%.1f / %.1f ms", millis(d.Median()), millis(d.Quantile(0.99)))
-	}
-	each("publish, median / 99th percentile", func(s *side) string { return times(s.publish) })
-	each("read, median / 99th percentile", func(s *side) string { return times(s.read) })
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	fmt.Fprintf(&b, "\nRaft-log memory: %.0f times less with kvwrap. Took %.1f s.\n", r.ratio(), r.took.Seconds())
+	c.gap()
+	c.table(func(row func(what, plain, wrapped, note string)) {
+		size := func(what string, plain, wrapped float64) {
+			row(what, bytesOf(int(plain)), bytesOf(int(wrapped)), less(plain, wrapped))
+		}
+		each := func(what string, of func(s *side) string) { row(what, of(&r.plain), of(&r.wrapped), "") }
+		times := func(d paired.Durations) string {
+			return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
+		}
+		row("", "plain client", "kvwrap", "")
+		size("proposed per publish", float64(r.plain.sent.ProposedBytes())/float64(n), float64(r.wrapped.sent.ProposedBytes())/float64(n))
+		each("proposals per publish", func(s *side) string { return fmt.Sprintf("%.1f", float64(len(s.sent.Proposals))/float64(n)) })
+		size("largest raft entry", float64(r.plain.sent.Largest()), float64(r.wrapped.sent.Largest()))
+		if own {
+			each("entries in the full raft log", func(s *side) string { return fmt.Sprint(r.demo.retained(s.after.applied)) })
+			size("live heap of the server then", float64(r.plain.after.liveHeap), float64(r.wrapped.after.liveHeap))
+		}
+		size(fmt.Sprintf("raft log projected, %d entries", defaultCatchUp), r.demo.logBytes(&r.plain), r.demo.logBytes(&r.wrapped))
+		if own {
+			size("database", float64(r.plain.after.database), float64(r.wrapped.after.database))
+		}
+		each("publish, median / p99", func(s *side) string { return times(s.publish) })
+		each("read, median / p99", func(s *side) string { return times(s.read) })
+	})
+	c.gap()
+	c.say("Raft-log memory: %.0f times less with kvwrap. Took %.1f s.", r.ratio(), r.took.Seconds())
 	if !own {
-		fmt.Fprintf(&b, "The keys are gone; their revisions take room in the database until it is compacted.\n")
+		c.say("The keys are gone; their revisions take room in the database until it is compacted.")
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	return c.print(w)
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
