@@ -9,7 +9,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -61,21 +60,6 @@ func (s *Stage) PutThrough(key []byte, promise func(*clientv3.PutResponse, error
 	}
 	resp, err := put()
 	s.report(key, promise, resp, err)
-}
-
-// report has a promise be told of a put that was not taken.
-func (s *Stage) report(key []byte, told promise, resp *pb.PutResponse, err error) {
-	s.mu.Lock()
-	defer s.unlock()
-	if err != nil {
-		s.stats.failed.Add(1)
-	}
-	switch {
-	case told != nil:
-		s.call(func() { told((*clientv3.PutResponse)(resp), err) })
-	case err != nil && s.cfg.OnError != nil:
-		s.call(func() { s.cfg.OnError(key, err) })
-	}
 }
 
 func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) error {
@@ -154,19 +138,6 @@ func (s *Stage) transfer(u, n *unit) {
 	}
 	s.recharge(u)
 	s.makeRoom()
-}
-
-// refused returns etcd's error for a put whose form it refuses.
-func refused(r *pb.PutRequest) error {
-	switch {
-	case len(r.Key) == 0:
-		return rpctypes.ErrEmptyKey
-	case r.IgnoreValue && len(r.Value) > 0:
-		return rpctypes.ErrValueProvided
-	case r.IgnoreLease && r.Lease != 0:
-		return rpctypes.ErrLeaseProvided
-	}
-	return nil
 }
 
 // hurryAsync has what PutAsync has taken be sent, under mu, since there is no room for more.
@@ -252,19 +223,6 @@ func (e *FlushError) first(u *unit, err error) {
 	}
 }
 
-// told returns what is closed when all that was to be called has been.
-func (s *Stage) told() <-chan struct{} {
-	told := make(chan struct{})
-	s.mu.Lock()
-	defer s.unlock()
-	if s.calling {
-		s.call(func() { close(told) })
-	} else {
-		close(told)
-	}
-	return told
-}
-
 // Close writes what waits, for CloseTimeout at the most, and gives the rest up: promises
 // are told, and a [*FlushError] says how many. Where etcd does not answer it waits as long
 // again for what is under way, and for the revocation of its lease. PutAsync fails with
@@ -317,73 +275,4 @@ func (s *Stage) makeRoom() {
 		close(s.room)
 		s.room = nil
 	}
-}
-
-// end ends, under mu, a unit that was written or will not be, and tells who waits.
-func (s *Stage) end(u *unit, err error) {
-	if u.state != absorbed {
-		s.queue.remove(u)
-	}
-	if err != nil {
-		err = cmp.Or(u.unclear, err) // whatever was found out since
-	}
-	u.state, u.err = ended, err
-	s.ended = append(s.ended, u)
-	if u.async > 0 || u.counted {
-		s.pending.Puts -= u.async
-		s.pending.Bytes -= u.charged
-		if u.counted {
-			s.pending.Writes--
-		}
-		s.makeRoom()
-		s.tell(u)
-	}
-	for _, j := range u.joined {
-		j.header, j.resps = u.header, u.resps
-		s.end(j, err)
-	}
-}
-
-// tell tells, under mu, promises how u has ended.
-func (s *Stage) tell(u *unit) {
-	if u.err != nil {
-		s.stats.failed.Add(uint64(u.async))
-		for range u.async - len(u.promises) {
-			if s.cfg.OnError != nil {
-				s.call(func() { s.cfg.OnError(u.put.Key, u.err) })
-			}
-		}
-	}
-	for _, told := range u.promises {
-		s.call(func() {
-			if u.err != nil {
-				told(nil, u.err)
-				return
-			}
-			told((*clientv3.PutResponse)(u.answerPut()), nil)
-		})
-	}
-}
-
-// call has f called, after all that was to be called before. It is called under mu.
-func (s *Stage) call(f func()) {
-	s.calls = append(s.calls, f)
-	if s.calling {
-		return
-	}
-	s.calling = true
-	go func() {
-		s.mu.Lock()
-		defer s.unlock()
-		for len(s.calls) > 0 {
-			calls := s.calls
-			s.calls = nil
-			s.unlock()
-			for _, f := range calls {
-				f()
-			}
-			s.mu.Lock()
-		}
-		s.calling = false
-	}()
 }

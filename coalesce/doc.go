@@ -57,16 +57,18 @@
 //
 // The code is in the order in which a write passes it.
 //
-//   - stage.go is the [Stage], a pb.KVClient over another one: what becomes a unit and
-//     waits, what goes straight through, and the barrier before that. behind.go is
-//     PutAsync, Flush and Close; fence.go the conditions of a context.
+//   - stage.go is the [Stage], a pb.KVClient over another one; kv.go makes a clientv3.KV of
+//     it. join.go is what may wait, barrier.go what all else waits for before it goes
+//     straight through. behind.go is PutAsync, Flush and Close; fence.go the conditions of
+//     a context.
 //   - unit.go is what is written whole or not at all: a put, puts that were merged into
 //     one, a transaction. number.go compares numbers.
 //   - queue.go holds units, and decides which of them are sent together, and when. plan.go
 //     decides what is sent for one of them, given what is known to be stored, memory.go.
 //     pack.go makes one transaction of many. These are pure.
-//   - flight.go sends batches, and takes care of what becomes of them. sequence.go is the
-//     key that proves that.
+//   - launch.go has batches be sent, and flight.go takes their steps: look, verify, write.
+//     refusal.go tells etcd's errors apart, doubt.go takes care of what was not answered,
+//     and sequence.go is the key that proves what has become of it. end.go tells who waits.
 //
 // docs/design.md walks through it.
 package coalesce

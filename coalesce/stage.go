@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,9 +12,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/session"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 )
 
 // Stage is the coalescer as middleware: a pb.KVClient over another one. It is safe
@@ -105,43 +101,6 @@ func (s *Stage) unlock() {
 	}
 }
 
-// KV is a coalescer as a clientv3.KV.
-type KV struct {
-	clientv3.KV
-	stage *Stage
-}
-
-// NewKV returns a KV that writes through inner, in batches. It sends nothing before it
-// is used.
-func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
-	var below pb.KVClient
-	if inner != nil {
-		below = wire.Client(inner)
-	}
-	s, err := New(below, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}, nil
-}
-
-// PutAsync is [Stage.PutAsync].
-func (kv *KV) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
-	kv.stage.PutAsync(ctx, wire.PutRequest(clientv3.OpPut(key, val, opts...)), promise)
-}
-
-// Flush is [Stage.Flush].
-func (kv *KV) Flush(ctx context.Context) error { return kv.stage.Flush(ctx) }
-
-// Close is [Stage.Close].
-func (kv *KV) Close() error { return kv.stage.Close() }
-
-// Pending is [Stage.Pending].
-func (kv *KV) Pending() Pending { return kv.stage.Pending() }
-
-// Stats is [Stage.Stats].
-func (kv *KV) Stats() Stats { return kv.stage.Stats() }
-
 // Put implements pb.KVClient. A put whose rule says so waits for others, and is
 // answered when the batch that it is in has been; other puts are sent when what waits
 // for their key has been written. Where ctx ends first the put may have been applied, or
@@ -167,43 +126,6 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 		return putUnder(ctx, s.inner, c, r)
 	}
 	return s.inner.Put(ctx, r)
-}
-
-// kept returns a copy of r, which is sent after its caller may have left, who is free then
-// to use its key and value for something else.
-func kept(r *pb.PutRequest) *pb.PutRequest {
-	both := slices.Concat(r.Key, r.Value)
-	n := len(r.Key)
-	return &pb.PutRequest{
-		Key: both[:n:n], Value: both[n:], Lease: r.Lease, PrevKv: r.PrevKv, IgnoreValue: r.IgnoreValue, IgnoreLease: r.IgnoreLease,
-	}
-}
-
-// keptAll is kept for the puts and deletes of a transaction.
-func keptAll(ops []*pb.RequestOp) []*pb.RequestOp {
-	all := make([]*pb.RequestOp, len(ops))
-	for i, op := range ops {
-		if p := op.GetRequestPut(); p != nil {
-			all[i] = wire.Put(kept(p))
-		} else {
-			all[i] = proto.CloneOf(op)
-		}
-	}
-	return all
-}
-
-// fenced is the barrier before a write under conditions: these are about what was written
-// before. It returns an error where nothing can be written under them.
-func (s *Stage) fenced(ctx context.Context) error {
-	c := fenceOf(ctx)
-	if c == nil || c.wrong != nil {
-		return c.valid()
-	}
-	var ranges []keys.Range
-	for _, compare := range c.compares {
-		ranges = append(ranges, keys.Range{Key: compare.Key, End: compare.RangeEnd})
-	}
-	return s.barrier(ctx, false, ranges...)
 }
 
 // submit has a unit written, and waits for it. It returns the one that answers for it,
@@ -331,65 +253,6 @@ func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption)
 	return s.inner.Txn(ctx, r)
 }
 
-// joins reports whether a transaction is coalesced: not where that does not go with what
-// is in it, or where it changes a key twice, of which etcd refuses some. Under conditions
-// it has to leave room for what it is nested in.
-func (s *Stage) joins(ctx context.Context, r *pb.TxnRequest) bool {
-	if len(r.Compare) > 0 || len(r.Failure) > 0 || len(r.Success) == 0 || len(r.Success) > defaultMaxTxnOps {
-		return false
-	}
-	if fenceOf(ctx) != nil && len(r.Success) > defaultMaxTxnOps-outerOps {
-		return false
-	}
-	changed := make(map[string]bool, len(r.Success))
-	var ranged []keys.Range
-	for _, op := range r.Success {
-		p, d := op.GetRequestPut(), op.GetRequestDeleteRange()
-		if (p == nil || refused(p) != nil) && (d == nil || len(d.Key) == 0) {
-			return false
-		}
-		of, changes := s.rules.of(opKey(op)), opRange(op)
-		if !of.Transactions || changes.Single() && changed[string(changes.Key)] {
-			return false
-		}
-		if changes.Single() {
-			changed[string(changes.Key)] = true
-		} else if ranged = append(ranged, changes); !strings.HasPrefix(string(changes.End), of.Prefix) {
-			return false // it goes beyond the rule
-		}
-	}
-	for _, r := range ranged {
-		for key := range changed {
-			if r.Contains([]byte(key)) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// touched appends the ranges that r reads, compares or changes.
-func touched(ranges []keys.Range, r *pb.TxnRequest) []keys.Range {
-	for _, c := range r.Compare {
-		ranges = append(ranges, keys.Range{Key: c.Key, End: c.RangeEnd})
-	}
-	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
-		for _, op := range branch {
-			switch op := op.GetRequest().(type) {
-			case *pb.RequestOp_RequestRange:
-				ranges = append(ranges, keys.Range{Key: op.RequestRange.Key, End: op.RequestRange.RangeEnd})
-			case *pb.RequestOp_RequestPut:
-				ranges = append(ranges, keys.Range{Key: op.RequestPut.Key})
-			case *pb.RequestOp_RequestDeleteRange:
-				ranges = append(ranges, keys.Range{Key: op.RequestDeleteRange.Key, End: op.RequestDeleteRange.RangeEnd})
-			case *pb.RequestOp_RequestTxn:
-				ranges = touched(ranges, op.RequestTxn)
-			}
-		}
-	}
-	return ranges
-}
-
 // Range implements pb.KVClient. It is sent when what waits in its range has been
 // written, unless the rule allows stale reads. A read of the past waits for nothing.
 func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
@@ -414,51 +277,4 @@ func (s *Stage) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.C
 // Compact implements pb.KVClient.
 func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
 	return s.inner.Compact(ctx, r)
-}
-
-// barrier has what waits in the ranges be sent, and waits until it is written: it comes
-// before whatever does not wait itself. Reads go past what they may miss.
-func (s *Stage) barrier(ctx context.Context, read bool, ranges ...keys.Range) error {
-	if s.queue.units.Load() == 0 {
-		return nil
-	}
-	var before []*unit
-	var failures []<-chan struct{}
-	s.mu.Lock()
-	for _, r := range ranges {
-		for u := range s.queue.within(r, s.queue.seq+1) {
-			if !(read && u.mayBeMissed(r)) {
-				s.queue.hurry(u)
-				before, failures = append(before, u), append(failures, u.failure())
-			}
-		}
-	}
-	s.launch(nil)
-	s.unlock()
-	if len(before) > 0 {
-		s.stats.barriers.Add(1)
-	}
-	for i, u := range before {
-		select {
-		case <-u.done:
-		case <-failures[i]:
-			s.mu.Lock()
-			err := u.reason
-			s.unlock()
-			return &BarrierError{Key: opKey(u.ops[0]), Err: err}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// mayBeMissed reports whether a read of r may go past u.
-func (u *unit) mayBeMissed(r keys.Range) bool {
-	for i, op := range u.ops {
-		if !u.rules[i].StaleReads && opRange(op).Overlaps(r) {
-			return false
-		}
-	}
-	return true
 }
