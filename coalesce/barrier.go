@@ -34,9 +34,9 @@ func (s *Stage) barrier(ctx context.Context, read bool, ranges ...keys.Range) er
 		case <-u.done:
 		case <-failures[i]:
 			s.mu.Lock()
-			err := u.reason
+			err := &BarrierError{Key: opKey(u.ops[0]), Err: u.reason}
 			s.unlock()
-			return &BarrierError{Key: opKey(u.ops[0]), Err: err}
+			return err
 		case <-ctx.Done():
 			return ctx.Err()
 		}

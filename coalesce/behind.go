@@ -90,7 +90,7 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 		if s.pending.Bytes+more <= s.cfg.MaxPendingBytes {
 			break
 		}
-		s.hurryAsync()
+		s.hurryAll()
 		if s.cfg.RejectWhenFull || more > s.cfg.MaxPendingBytes {
 			return &FullError{Key: r.Key, Bytes: more, Pending: s.pending.Bytes, Most: s.cfg.MaxPendingBytes}
 		}
@@ -98,10 +98,7 @@ func (s *Stage) takeAsync(ctx context.Context, r *pb.PutRequest, told promise) e
 			return err
 		}
 	}
-	u, _, err := s.enqueue(u)
-	if err != nil {
-		return err
-	}
+	u, _ = s.enqueue(u)
 	s.stats.async.Add(1)
 	s.pending.Puts++
 	if !u.counted {
@@ -134,16 +131,16 @@ func (s *Stage) transfer(u, n *unit) {
 			s.pending.Writes--
 		}
 		n.counted = true
-		s.recharge(n)
 	}
+	s.recharge(n)
 	s.recharge(u)
 	s.makeRoom()
 }
 
-// hurryAsync has what PutAsync has taken be sent, under mu, since there is no room for more.
-func (s *Stage) hurryAsync() {
-	for key, l := range s.lanes {
-		if n := len(l.units); key.async && n > 0 {
+// hurryAll has all that waits be sent, under mu, since there is no room for more.
+func (s *Stage) hurryAll() {
+	for _, l := range s.lanes {
+		if n := len(l.units); n > 0 {
 			s.queue.hurry(l.units[n-1])
 		}
 	}
@@ -194,16 +191,18 @@ func (s *Stage) Flush(ctx context.Context) error {
 	for _, u := range units {
 		select {
 		case <-u.done:
-			if u.err != nil {
-				result.Failed += u.async
-				result.first(u, u.err)
-			}
 		case <-ctx.Done():
-			s.mu.Lock()
-			result.Waiting += u.async
-			s.unlock()
-			result.first(u, ctx.Err())
 		}
+		s.mu.Lock()
+		switch {
+		case u.state != ended:
+			result.Waiting += u.async
+			result.first(u, ctx.Err())
+		case u.err != nil:
+			result.Failed += u.async
+			result.first(u, u.err)
+		}
+		s.unlock()
 	}
 	select {
 	case <-s.told():

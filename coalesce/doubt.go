@@ -18,8 +18,8 @@ func (s *Stage) unsent(f *flight, units []*unit, err error, width int) bool {
 	s.mu.Lock()
 	defer s.unlock()
 	switch l := &s.queue.limits; {
-	case wire.Is(err, rpctypes.ErrTooManyOps) && minTxnOps < width && width <= l.txnOps: // else it is no news
-		l.txnOps = max(width/2, minTxnOps)
+	case wire.Is(err, rpctypes.ErrTooManyOps) && minTxnOps < width && (width <= l.txnOps || slices.ContainsFunc(units, l.lowered)):
+		l.txnOps = min(l.txnOps, max(width/2, minTxnOps))
 		for _, u := range units {
 			s.again(u)
 		}
@@ -41,6 +41,10 @@ func (s *Stage) unsent(f *flight, units []*unit, err error, width int) bool {
 	}
 	return true
 }
+
+// lowered reports whether u was planned when the server was thought to accept more
+// operations: what was refused then says nothing of what it is now.
+func (l *limits) lowered(u *unit) bool { return u.plan.most > l.txnOps }
 
 // minTxnOps is what a guarded put takes under the sequence.
 const minTxnOps = 4

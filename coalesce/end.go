@@ -17,6 +17,10 @@ func (s *Stage) end(u *unit, err error) {
 	}
 	u.state, u.err = ended, err
 	s.ended = append(s.ended, u)
+	for _, j := range u.joined { // they came before it
+		j.header, j.resps = u.header, u.resps
+		s.end(j, err)
+	}
 	if u.async > 0 || u.counted {
 		s.pending.Puts -= u.async
 		s.pending.Bytes -= u.charged
@@ -25,10 +29,6 @@ func (s *Stage) end(u *unit, err error) {
 		}
 		s.makeRoom()
 		s.tell(u)
-	}
-	for _, j := range u.joined {
-		j.header, j.resps = u.header, u.resps
-		s.end(j, err)
 	}
 }
 

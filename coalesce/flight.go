@@ -128,7 +128,7 @@ func (s *Stage) look(f *flight, units []*unit) bool {
 func (s *Stage) lookBack(f *flight, u *unit, now []*mvccpb.KeyValue) ([]*mvccpb.KeyValue, error) {
 	then := make([]*mvccpb.KeyValue, len(u.ops))
 	for i, op := range u.ops {
-		if now[i] != nil || u.lost || !u.old(u.rules[i]) {
+		if now[i] != nil || u.lost || !u.old(i) {
 			continue
 		}
 		ctx, cancel := s.attempt(f)
@@ -183,6 +183,9 @@ func (s *Stage) verify(f *flight, units []*unit) bool {
 	t := &pb.TxnRequest{}
 	if f.kind == sequenced {
 		t.Compare, t.Failure = s.sequence.compare(), s.sequence.read()
+		if len(s.sequence.unheard) > 0 { // what was sent and given up is not to come after this
+			t.Success = []*pb.RequestOp{s.sequence.put(settled)}
+		}
 	} else {
 		// Without any range it would be serializable, and might be answered from the past.
 		t.Failure = []*pb.RequestOp{wire.Range(&pb.RangeRequest{Key: opKey(units[0].ops[0]), KeysOnly: true})}
@@ -199,7 +202,10 @@ func (s *Stage) verify(f *flight, units []*unit) bool {
 	}
 	s.mu.Lock()
 	defer s.unlock()
-	if !resp.Succeeded && f.kind == sequenced {
+	switch {
+	case resp.Succeeded && len(t.Success) > 0:
+		s.sequence.moved(s.sequence.version + 1)
+	case !resp.Succeeded && f.kind == sequenced:
 		s.check(resp.Responses[0].GetResponseRange())
 	}
 	for _, u := range units {
@@ -309,7 +315,10 @@ func (s *Stage) write(f *flight, units []*unit) bool {
 			s.again(u)
 		}
 		return true
-	case tooLarge(err) && len(units) > 1:
+	case tooLarge(err, proposal) && len(units) == 1:
+		s.finish(units[0], err)
+		return true
+	case tooLarge(err, proposal):
 		s.mu.Lock()
 		defer s.unlock()
 		s.queue.limits.entryBytes = sh.bytes / 2

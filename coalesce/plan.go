@@ -2,7 +2,6 @@ package coalesce
 
 import (
 	"bytes"
-	"slices"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -22,6 +21,7 @@ const (
 // on nothing else, so that it is made anew whenever that may have changed.
 type plan struct {
 	step   step
+	most   int             // comparisons or operations of one transaction, as was known then
 	ops    []*pb.RequestOp // that are sent
 	from   []int           // where in the unit's ops each of these stands; nil where they are all
 	guards []*pb.Compare   // that hold where the plan is right
@@ -41,14 +41,14 @@ type plan struct {
 // that its keys are as they were then.
 func makePlan(u *unit, m *memory, most int) plan {
 	switch {
-	case u.examine || u.pins == nil && slices.ContainsFunc(u.rules, u.old):
-		return plan{step: look}
+	case u.examine || u.pins == nil && u.anyOld():
+		return plan{step: look, most: most}
 	case !u.remembers() && u.since == 0:
-		p := plan{step: write, ops: u.ops, guards: u.fence.guards()}
+		p := plan{step: write, most: most, ops: u.ops, guards: u.fence.guards()}
 		p.measure()
 		return p
 	}
-	p := plan{step: write, from: []int{}}
+	p := plan{step: write, most: most, from: []int{}}
 	p.guards = append(p.guards, u.fence.guards()...)
 	for i, op := range u.ops {
 		r, put := u.rules[i], op.GetRequestPut()
@@ -57,11 +57,11 @@ func makePlan(u *unit, m *memory, most int) plan {
 		case r.Mode == Max:
 			known := m.get(put.Key)
 			if known == nil || !known.number {
-				return plan{step: look}
+				return plan{step: look, most: most}
 			}
 			c, ok := order(put.Value, known.value)
 			if !ok && !known.absent {
-				return plan{step: look} // what is there decides whether it is to be refused
+				return plan{step: look, most: most} // what is there decides whether it is to be refused
 			}
 			p.guards = append(p.guards, stillThere(put.Key, known)...)
 			if known.absent || c > 0 {
@@ -79,7 +79,7 @@ func makePlan(u *unit, m *memory, most int) plan {
 			p.guards = append(p.guards, modified(put.Key, known.revision))
 			continue
 		}
-		if u.old(r) {
+		if u.old(i) {
 			p.guards = append(p.guards, modified(opKey(op), u.pins[i]))
 		}
 		p.ops, p.from = append(p.ops, op), append(p.from, i)
@@ -169,10 +169,26 @@ func modified(key []byte, revision int64) *pb.Compare {
 	return &pb.Compare{Key: key, Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: revision}}
 }
 
-// old reports whether what u writes under a rule may be older than what somebody else has
-// written, since it has been sent before. Under Max it is the larger one that is to stay;
-// but where the first attempt may have been applied a smaller one may be there on purpose.
-func (u *unit) old(r *Rule) bool { return u.since > 0 && (u.lost || r.Mode != Max) }
+// old reports whether what u writes by its i-th operation may be older than what somebody
+// else has written, since it has been sent before. Under Max it is the larger one that is
+// to stay; but where the first attempt may have been applied a smaller one may be there on
+// purpose.
+func (u *unit) old(i int) bool { return u.since > 0 && (u.lost || !u.maximal(i)) }
+
+// maximal reports whether the i-th operation of u is a put of which the larger value stays.
+func (u *unit) maximal(i int) bool {
+	put := u.ops[i].GetRequestPut()
+	return put != nil && u.rules[i].Mode == Max && !depends(put)
+}
+
+func (u *unit) anyOld() bool {
+	for i := range u.ops {
+		if u.old(i) {
+			return true
+		}
+	}
+	return false
+}
 
 // learn takes note of what was found at the keys of u, in the order of its ops, where
 // its plan was to look: what is there now, nil where nothing is, and what was there at
@@ -185,7 +201,7 @@ func (u *unit) learn(m *memory, now, then []*mvccpb.KeyValue) error {
 	}
 	for i, op := range u.ops {
 		key, put, kv := opKey(op), op.GetRequestPut(), now[i]
-		old := u.old(u.rules[i])
+		old := u.old(i)
 		if put != nil && u.rules[i].Mode == Max && !depends(put) {
 			if kv == nil {
 				m.set(key, memo{number: true, absent: true})

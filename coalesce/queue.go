@@ -66,14 +66,15 @@ func (q *queue) newLane(wait time.Duration, sequenced bool) *lane {
 
 // add adds u to a lane. It returns the unit that answers for u: another one, which
 // waited already, where the two were merged.
-func (q *queue) add(u *unit, l *lane, now time.Time) (*unit, error) {
+func (q *queue) add(u *unit, l *lane, now time.Time) *unit {
 	u.added = now
 	if u.remembers() { // then it may be less than it says
 		p := makePlan(u, q.memory, q.limits.txnOps)
 		u.bytes = p.bytes
 	}
 	if before := q.answers(u); before != nil {
-		return before, q.merge(before, u, l)
+		q.merge(before, u, l)
+		return before
 	}
 	q.seq++
 	u.seq = q.seq
@@ -90,7 +91,7 @@ func (q *queue) add(u *unit, l *lane, now time.Time) (*unit, error) {
 		}
 	}
 	q.enter(u, l)
-	return u, nil
+	return u
 }
 
 // answers returns the unit that waits and may answer for u, nil where there is none.
@@ -109,12 +110,8 @@ func (q *queue) answers(u *unit) *unit {
 }
 
 // merge has u, which waits, answer for n too, which is not added.
-func (q *queue) merge(u, n *unit, l *lane) error {
-	wins, err := u.wins(n)
-	if err != nil {
-		return err
-	}
-	if wins {
+func (q *queue) merge(u, n *unit, l *lane) {
+	if u.wins(n) {
 		u.lane.bytes += n.bytes - u.bytes
 		u.takeValue(n)
 	}
@@ -128,7 +125,6 @@ func (q *queue) merge(u, n *unit, l *lane) error {
 			q.hurry(u)
 		}
 	}
-	return nil
 }
 
 // enter has u wait in a lane, in its place.
@@ -191,7 +187,7 @@ func (q *queue) crowded(u *unit) bool {
 			return false
 		}
 		for _, before := range q.byKey[string(opKey(op))] {
-			if some = true; before.sequenced || before.callers == 0 {
+			if some = true; before.sequenced || before.callers == 0 || before.left {
 				return false
 			}
 		}
@@ -290,17 +286,15 @@ func (q *queue) requeue(units []*unit) (taken []*unit) {
 			line := q.byKey[string(u.put.Key)]
 			if after := line[place(line, u)+1:]; len(after) > 0 && after[0].state == waiting && u.merges(after[0]) && !q.rangedBetween(u, after[0].seq) {
 				n := after[0]
-				if wins, err := u.wins(n); err == nil {
-					if !wins {
-						n.lane.bytes += u.bytes - n.bytes
-						n.takeValue(u)
-					}
-					n.absorb(u)
-					taken = append(taken, u)
-					q.remove(u)
-					q.hurry(n)
-					continue
+				if !u.wins(n) {
+					n.lane.bytes += u.bytes - n.bytes
+					n.takeValue(u)
 				}
+				n.absorb(u)
+				taken = append(taken, u)
+				q.remove(u)
+				q.hurry(n)
+				continue
 			}
 		}
 		q.enter(u, u.lane)

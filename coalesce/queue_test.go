@@ -59,9 +59,7 @@ func (w *waits) add(u *unit, behind bool) *unit {
 	if u.callers = 1; behind {
 		l, u.callers, u.async, u.sequenced, u.retry = w.behind, 0, 1, true, true
 	}
-	u, err := w.queue.add(u, l, w.now)
-	require.NoError(w.t, err)
-	return u
+	return w.queue.add(u, l, w.now)
 }
 
 func put(key, value string) *pb.RequestOp {
@@ -178,10 +176,11 @@ func TestMerging(t *testing.T) {
 	})
 	t.Run("not what does not compare", func(t *testing.T) {
 		w := newWaits(t, Max, 0, 0, roomy)
-		w.put("a", "9")
-		_, err := w.queue.add(newPut(ctx, w.rules, &pb.PutRequest{Key: []byte("a"), Value: []byte("ten")}), w.lane, t0)
-		require.ErrorIs(t, err, ErrNotNumber)
-		require.ErrorContains(t, err, `"ten"`)
+		w.memory.set([]byte("a"), memo{number: true, value: []byte("8")})
+		nine := w.put("a", "9")
+		ten := w.put("a", "ten")
+		require.NotSame(t, nine, ten)
+		require.Equal(t, []string{"a=9"}, w.sealed())
 	})
 	t.Run("not what asks for more", func(t *testing.T) {
 		for name, other := range map[string]*unit{
@@ -224,9 +223,7 @@ func TestAHurryReachesWhatHasMoved(t *testing.T) {
 	callers := func(key string) *unit {
 		u := newPut(context.Background(), w.rules, &pb.PutRequest{Key: []byte(key)})
 		u.callers, u.sequenced, u.retry = 1, true, true
-		u, err := w.queue.add(u, w.lane, w.now)
-		require.NoError(t, err)
-		return u
+		return w.queue.add(u, w.lane, w.now)
 	}
 	moved := w.putBehind("a", "1")
 	w.at(1)

@@ -147,11 +147,8 @@ func (s *Stage) submit(ctx context.Context, u *unit) (*unit, error) {
 		s.unlock()
 		return nil, nil
 	}
-	u, own, err := s.enqueue(u)
+	u, own := s.enqueue(u)
 	s.unlock()
-	if err != nil {
-		return nil, err
-	}
 	if own != nil { // nobody else waits
 		s.flyAlone(own)
 	}
@@ -166,7 +163,7 @@ func (s *Stage) submit(ctx context.Context, u *unit) (*unit, error) {
 
 // enqueue adds a unit to the queue, under mu. It returns the one that answers for it, and
 // a flight that is for the caller to send, nil where there is none.
-func (s *Stage) enqueue(u *unit) (*unit, *flight, error) {
+func (s *Stage) enqueue(u *unit) (*unit, *flight) {
 	key := laneKey{u.rules[0], u.async > 0, u.sequenced}
 	l := s.lanes[key]
 	if l == nil {
@@ -177,14 +174,12 @@ func (s *Stage) enqueue(u *unit) (*unit, *flight, error) {
 		l = s.queue.newLane(wait, key.sequenced)
 		s.lanes[key] = l
 	}
-	answers, err := s.queue.add(u, l, time.Now())
-	if err != nil {
-		return nil, nil, err
-	}
+	answers := s.queue.add(u, l, time.Now())
 	if answers != u {
 		s.stats.merged.Add(1)
+		s.recharge(answers)
 	}
-	return answers, s.launch(u), nil
+	return answers, s.launch(u)
 }
 
 // desert is told that a caller does not wait for u any more. A unit that nobody waits
@@ -196,8 +191,10 @@ func (s *Stage) desert(u *unit) {
 		return
 	}
 	u.callers--
+	u.left = true
 	for u.state == absorbed {
 		u = u.into
+		u.left = true
 	}
 	if !u.deserted() {
 		return

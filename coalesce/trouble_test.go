@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -371,5 +372,259 @@ func TestWhatACallerPutIsItsOwn(t *testing.T) {
 		copy(buf, "XXXXXX")
 		stays.Wait()
 		require.Equal(t, "second", e.value("k"))
+	})
+}
+
+// TestANarrowServer has --max-txn-ops far below the default, which several batches find out
+// at the same time.
+func TestANarrowServer(t *testing.T) {
+	for name, c := range map[string]struct {
+		rule Rule
+		most uint
+		n    int
+	}{
+		"group commit":   {Rule{Mode: GroupCommit, Linger: 100 * ms}, 8, 2000},
+		"max":            {Rule{Mode: Max, Linger: 100 * ms}, 64, 1000},
+		"skip unchanged": {Rule{Mode: GroupCommit, SkipUnchanged: true, Linger: 100 * ms}, 16, 500},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, rule(c.rule), func(cfg *embed.Config) { cfg.MaxTxnOps = c.most })
+			for range 2 {
+				together(c.n, func(i int) {
+					_, err := e.kv.Put(e.ctx, fmt.Sprint("k", i), "1")
+					require.NoError(t, err)
+				})
+			}
+		})
+	}
+	t.Run("two fences", func(t *testing.T) {
+		e := newEnv(t, rule(Rule{Mode: Max, Linger: 100 * ms}), func(cfg *embed.Config) { cfg.MaxTxnOps = 32 })
+		e.put("owner0", "1")
+		e.put("owner1", "1")
+		together(120, func(i int) {
+			ctx := WithFence(e.ctx, clientv3.Compare(clientv3.Version(fmt.Sprint("owner", i%2)), "=", 1))
+			_, err := e.kv.Put(ctx, fmt.Sprint("k", i), "1")
+			require.NoError(t, err)
+		})
+	})
+}
+
+// TestAnAnswerThatIsTooLarge for the client comes after the write, which is not made again.
+func TestAnAnswerThatIsTooLarge(t *testing.T) {
+	cfg := rule(Rule{Mode: GroupCommit, Linger: 100 * ms})
+	e := newEnv(t, cfg, nil)
+	cli, err := clientv3.New(clientv3.Config{Endpoints: e.cluster.Endpoints(), MaxCallSendMsgSize: 50 << 10, MaxCallRecvMsgSize: 100 << 10, Logger: zap.NewNop()})
+	require.NoError(t, err)
+	defer cli.Close()
+	cfg.Lease = cli.Lease
+	kv, err := NewKV(cli.KV, cfg)
+	require.NoError(t, err)
+	defer kv.Close()
+	for i := range 4 {
+		_, err := e.cli.Put(e.ctx, fmt.Sprint("k", i), strings.Repeat("x", 40<<10))
+		require.NoError(t, err)
+	}
+	together(4, func(i int) {
+		key := fmt.Sprint("k", i)
+		_, err := kv.Put(e.ctx, key, "new", clientv3.WithPrevKV())
+		require.ErrorContains(t, err, "received message larger than max")
+		got, err := e.cli.Get(e.ctx, key)
+		require.NoError(t, err)
+		require.EqualValues(t, 2, got.Kvs[0].Version)
+	})
+}
+
+// TestALateBatchAfterWhatWasVerified: that a value is there is known for good.
+func TestALateBatchAfterWhatWasVerified(t *testing.T) {
+	for _, behind := range []bool{false, true} {
+		bubble(t, Config{Rules: []Rule{{Mode: GroupCommit, SkipUnchanged: true, Retry: true}}}, func(t *testing.T, e *fake, kv *KV) {
+			mustPut(t, kv, "k", "A")
+			once := true
+			e.fault = func(r proto.Message) fault {
+				if tx, ok := r.(*pb.TxnRequest); ok && len(tx.Success) > 1 && once {
+					once = false
+					return fault{hanging: true, late: 3 * time.Second}
+				}
+				return fault{}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := kv.Put(ctx, "k", "B")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			if behind {
+				told := make(chan error, 1)
+				kv.PutAsync(t.Context(), "k", "A", func(_ *clientv3.PutResponse, err error) { told <- err })
+				require.NoError(t, <-told)
+			} else {
+				mustPut(t, kv, "k", "A")
+			}
+			time.Sleep(time.Minute)
+			require.Equal(t, "A", e.value("k"))
+		})
+	}
+}
+
+// TestAPutThatWasAbandonedAmongOthers is still before what its caller does next.
+func TestAPutThatWasAbandonedAmongOthers(t *testing.T) {
+	for name, next := range map[string]func(kv *KV) error{
+		"a put": func(kv *KV) error {
+			_, err := kv.Put(context.Background(), "k", "new", clientv3.WithPrevKV())
+			return err
+		},
+		"a transaction": func(kv *KV) error {
+			_, err := kv.Txn(context.Background()).Then(clientv3.OpPut("k", "new"), clientv3.OpPut("x", "1")).Commit()
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, Config{Rules: []Rule{{Mode: LastWriteWins, Transactions: true, Linger: 50 * ms}}}, func(t *testing.T, e *fake, kv *KV) {
+				var other sync.WaitGroup
+				other.Go(func() { mustPut(t, kv, "k", "by somebody else") })
+				time.Sleep(ms)
+				ctx, cancel := context.WithTimeout(t.Context(), 5*ms)
+				_, err := kv.Put(ctx, "k", "old")
+				cancel()
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.NoError(t, next(kv))
+				other.Wait()
+				time.Sleep(time.Second)
+				require.Equal(t, "new", e.value("k"))
+			})
+		})
+	}
+}
+
+// TestWhatIsNotOfTheModeIsOvertaken: under Max, too, a put that asks for more than to be
+// the largest is not written over what somebody else has put since.
+func TestWhatIsNotOfTheModeIsOvertaken(t *testing.T) {
+	for _, mode := range []Mode{LastWriteWins, Max} {
+		bubble(t, Config{Rules: []Rule{{Mode: mode, Retry: true}}}, func(t *testing.T, e *fake, kv *KV) {
+			mustPut(t, kv, "k", "1")
+			failed := false
+			e.fault = func(r proto.Message) fault {
+				if tx, ok := r.(*pb.TxnRequest); ok && len(tx.Success) > 1 && !failed {
+					failed = true
+					e.revision++
+					e.put(&pb.PutRequest{Key: []byte("k"), Value: []byte("9")})
+					return fault{err: rpctypes.ErrTimeout, lost: true}
+				}
+				return fault{}
+			}
+			_, err := kv.Put(t.Context(), "k", "5", clientv3.WithPrevKV())
+			require.ErrorIs(t, err, ErrOvertaken)
+			require.Equal(t, "9", e.value("k"))
+		})
+	}
+}
+
+// TestFlushCountsWhatIsLeft, and not what has been written while something else hung.
+func TestFlushCountsWhatIsLeft(t *testing.T) {
+	bubble(t, Config{Rules: []Rule{{Prefix: "s", Mode: GroupCommit, Linger: ms}}}, func(t *testing.T, e *fake, kv *KV) {
+		e.fault = func(r proto.Message) fault {
+			if p, ok := r.(*pb.PutRequest); ok && string(p.Key) == "s" {
+				return fault{hanging: true, lost: true}
+			}
+			return fault{}
+		}
+		hanging, stop := context.WithCancel(t.Context())
+		var put sync.WaitGroup
+		put.Go(func() { kv.Put(hanging, "s", "1") })
+		synctest.Wait()
+		for i := range 100 {
+			kv.PutAsync(t.Context(), fmt.Sprint("a", i), "1", nil)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.NoError(t, kv.Flush(ctx), "nothing of PutAsync is left")
+		stop()
+		put.Wait()
+	})
+}
+
+// TestPromisesAreInOrder also where newer puts took the place of older ones in an outage.
+func TestPromisesAreInOrder(t *testing.T) {
+	bubble(t, Config{Rules: []Rule{{Mode: LastWriteWins}}}, func(t *testing.T, e *fake, kv *KV) {
+		e.delay = 100 * ms
+		e.fault = func(r proto.Message) fault {
+			if e.clock() < 500 {
+				return fault{err: rpctypes.ErrGRPCNoLeader, lost: true}
+			}
+			return fault{}
+		}
+		var order []int
+		for i := range 5 {
+			kv.PutAsync(t.Context(), "k", fmt.Sprint(i), func(*clientv3.PutResponse, error) { order = append(order, i) })
+			time.Sleep(40 * ms)
+		}
+		require.NoError(t, kv.Flush(t.Context()))
+		require.Equal(t, []int{0, 1, 2, 3, 4}, order)
+	})
+}
+
+// TestRoomThatIsTakenAmongCallers: what PutAsync has taken counts, and is sent when there is
+// no room, also where it waits with what callers have put.
+func TestRoomThatIsTakenAmongCallers(t *testing.T) {
+	cfg := Config{Rules: []Rule{{Mode: LastWriteWins, Retry: true, Linger: 10 * time.Second, FlushEvery: time.Minute}}, MaxPendingBytes: 3000}
+	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var callers sync.WaitGroup
+		for i := range 11 {
+			kv.PutAsync(t.Context(), fmt.Sprint("k", i), "1", nil)
+			callers.Go(func() { kv.Put(ctx, fmt.Sprint("k", i), "ten bytes.") })
+		}
+		synctest.Wait()
+		cancel() // and they leave
+		callers.Wait()
+		require.GreaterOrEqual(t, kv.Pending().Bytes, 11*(putCharge+2+10))
+		began := e.clock()
+		for i := range 3 {
+			kv.PutAsync(t.Context(), fmt.Sprint("j", i), "1", nil)
+		}
+		require.Equal(t, began, e.clock())
+	})
+}
+
+// TestABadNumberThatWaits does not stand in the way of good ones.
+func TestABadNumberThatWaits(t *testing.T) {
+	bubble(t, Config{Rules: []Rule{{Mode: Max, FlushEvery: time.Minute}}}, func(t *testing.T, e *fake, kv *KV) {
+		var got []string
+		put := func(v string) {
+			kv.PutAsync(t.Context(), "k", v, func(_ *clientv3.PutResponse, err error) { got = append(got, fmt.Sprint(v, " ", err == nil)) })
+		}
+		put("10")
+		require.NoError(t, kv.Flush(t.Context()))
+		put("abc")
+		put("11")
+		put("12")
+		require.ErrorIs(t, kv.Flush(t.Context()), ErrNotNumber)
+		require.Equal(t, []string{"10 true", "abc false", "11 true", "12 true"}, got)
+		require.Equal(t, "12", e.value("k"))
+	})
+}
+
+// TestABarrierBesideWhatIsAbsorbed reads the key of a write that a newer one takes the place
+// of, for the race detector.
+func TestABarrierBesideWhatIsAbsorbed(t *testing.T) {
+	bubble(t, Config{Rules: []Rule{{Mode: LastWriteWins, FlushEvery: ms}}}, func(t *testing.T, e *fake, kv *KV) {
+		e.delay = ms
+		e.fault = func(r proto.Message) fault {
+			if e.clock() < 1000 {
+				return fault{err: rpctypes.ErrGRPCNoLeader, lost: true}
+			}
+			return fault{}
+		}
+		var all sync.WaitGroup
+		for i := range 20 {
+			all.Go(func() {
+				for e.clock() < 900 {
+					kv.PutAsync(t.Context(), "k", fmt.Sprint(i), nil)
+					ctx, cancel := context.WithTimeout(t.Context(), 5*ms)
+					kv.Get(ctx, "k")
+					cancel()
+				}
+			})
+		}
+		all.Wait()
+		require.NoError(t, kv.Flush(t.Context()))
 	})
 }

@@ -34,6 +34,7 @@ type unit struct {
 	// Who waits for it: callers of Put and Txn, and puts by PutAsync, of which some
 	// have promises.
 	callers  int
+	left     bool // whether one of them has: what it does next is not to go past this
 	async    int
 	promises []promise
 	counted  bool // as a write that is pending
@@ -149,7 +150,14 @@ func depends(p *pb.PutRequest) bool { return p.PrevKv || p.IgnoreValue || p.Igno
 // merges reports whether n, a newer put of the same key, may take the place of u.
 func (u *unit) merges(n *unit) bool {
 	return u.put != nil && n.put != nil && u.rules[0].Mode >= LastWriteWins && u.sequenced == n.sequenced &&
-		!depends(u.put) && !depends(n.put) && u.put.Lease == n.put.Lease && u.fence.equal(n.fence) && u.sameSender(n)
+		!depends(u.put) && !depends(n.put) && u.put.Lease == n.put.Lease && u.fence.equal(n.fence) && u.sameSender(n) && u.compares(n)
+}
+
+// compares reports whether one of the values can be said to be the one that stays. Where
+// it cannot each is written on its own, or refused by what is stored then.
+func (u *unit) compares(n *unit) bool {
+	_, ok := order(n.put.Value, u.put.Value)
+	return ok || u.rules[0].Mode == LastWriteWins
 }
 
 // sameSender reports whether one request may carry both.
@@ -158,15 +166,9 @@ func (u *unit) sameSender(n *unit) bool {
 }
 
 // wins reports whether n's value takes the place of u's, where the two merge.
-func (u *unit) wins(n *unit) (bool, error) {
-	if u.rules[0].Mode == LastWriteWins {
-		return true, nil
-	}
-	c, ok := order(n.put.Value, u.put.Value)
-	if !ok {
-		return false, &NumberError{Key: n.put.Key, Value: n.put.Value, Before: u.put.Value}
-	}
-	return c > 0, nil
+func (u *unit) wins(n *unit) bool {
+	c, _ := order(n.put.Value, u.put.Value)
+	return c > 0 || u.rules[0].Mode == LastWriteWins
 }
 
 // takeValue has u write what n was to write.
@@ -185,7 +187,7 @@ func (u *unit) takeCallers(n *unit) {
 
 // absorb has n, a newer put of the same key, answer for u, which is not written.
 func (n *unit) absorb(u *unit) {
-	n.retry = n.retry || u.retry
+	n.retry, n.left = n.retry || u.retry, n.left || u.left
 	n.joined = append(append(n.joined, u.joined...), u)
 	u.joined, u.state = nil, absorbed
 	for _, j := range n.joined {
