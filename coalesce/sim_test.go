@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-var simRuns = flag.Int("coalesce.runs", 300, "how many histories TestSimulation plays")
+var simRuns = flag.Int("coalesce.runs", 300, "how many histories TestSimulation plays, and TestNothingIsLeftPending a fifth of it")
 
 // TestSimulation plays histories of several processes on one cluster, with a clock that
 // is not real: puts of all modes, written behind or waited for, joined transactions,
