@@ -1,6 +1,7 @@
 package etcdtest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -19,7 +20,7 @@ type Proxy struct {
 	mu    sync.Mutex
 	links map[*link]bool
 	gate  chan struct{} // closed when requests are let go; nil where they are not held
-	held  int           // reads from clients that are
+	held  []byte
 	done  chan struct{} // closed by Close
 }
 
@@ -75,7 +76,7 @@ func (p *Proxy) Hold() (release func()) {
 	gate := make(chan struct{})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.gate, p.held = gate, 0
+	p.gate, p.held = gate, nil
 	return sync.OnceFunc(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -84,11 +85,11 @@ func (p *Proxy) Hold() (release func()) {
 	})
 }
 
-// Holds reports whether something is held.
-func (p *Proxy) Holds() bool {
+// Holds reports whether something is held that has these bytes in it.
+func (p *Proxy) Holds(what string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.held > 0
+	return bytes.Contains(p.held, []byte(what))
 }
 
 // Close ends all connections and refuses new ones.
@@ -138,37 +139,78 @@ func (p *Proxy) serve(client net.Conn) {
 
 // requests passes on what the client sends.
 func (p *Proxy) requests(l *link) {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := l.client.Read(buffer)
-		if err != nil {
-			break
-		}
-		if gate := p.hold(); gate != nil {
-			l.late.Store(true)
-			select {
-			case <-gate:
-			case <-p.done:
+	reads := make(chan []byte)
+	go func() {
+		defer close(reads)
+		for {
+			buffer := make([]byte, 32<<10)
+			n, err := l.client.Read(buffer)
+			if n > 0 {
+				reads <- buffer[:n]
+			}
+			if err != nil {
+				return
 			}
 		}
-		if _, err := l.member.Write(buffer[:n]); err != nil {
+	}()
+	defer func() {
+		l.client.Close()
+		for range reads { // until it has ended
+		}
+	}()
+	sent := reads // nil when the client has gone
+	var held []byte
+	var gate chan struct{} // what held waits for
+	write := func(b []byte) bool {
+		_, err := l.member.Write(b)
+		return err == nil
+	}
+	for gone := false; !gone || gate != nil; {
+		select {
+		case b, ok := <-sent:
+			switch {
+			case !ok:
+				sent, gone = nil, true
+				if gate == nil && !l.late.Load() {
+					return
+				}
+			case gate == nil && p.holding() == nil:
+				if !write(b) {
+					return
+				}
+			default:
+				if gate == nil {
+					gate = p.holding()
+				}
+				l.late.Store(true)
+				held = append(held, b...)
+				p.holds(b)
+			}
+		case <-gate:
+			if !write(held) {
+				return
+			}
+			held, gate = nil, nil
+		case <-p.done:
 			return
 		}
 	}
-	if l.late.Load() {
-		<-p.done // or the member would see that the client has gone
-	}
+	<-p.done // or the member would see that the client has gone
 }
 
-// hold returns what has to be waited for before something is passed on, nil where nothing
-// has.
-func (p *Proxy) hold() chan struct{} {
+// holding returns what has to be waited for before something is passed on, nil where
+// nothing has.
+func (p *Proxy) holding() chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.gate != nil {
-		p.held++
-	}
 	return p.gate
+}
+
+// holds takes note of what is held.
+func (p *Proxy) holds(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = append(p.held, b...)
 }
 
 func (p *Proxy) add(l *link) bool {

@@ -215,7 +215,7 @@ func TestAKilledOwnersLateBatch(t *testing.T) {
 	defer release()
 	_, err = process.In.Write([]byte("go\n"))
 	require.NoError(t, err)
-	require.Eventually(t, proxy.Holds, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return proxy.Holds(key + "/unfenced") }, time.Minute, time.Millisecond)
 	process.Kill()
 	_, err = cli.Delete(t.Context(), ownerKey)
 	require.NoError(t, err)
