@@ -318,13 +318,17 @@ func (q *queue) rangedBetween(u *unit, seq uint64) bool {
 	return slices.ContainsFunc(q.ranged, func(r *unit) bool { return u.seq < r.seq && r.seq < seq && r.changes(key) })
 }
 
+// fullBatches is how many batches' bytes have to wait for the first of them to be sent before
+// its time: of what is just enough for one, a few large units may not fit with each other.
+const fullBatches = 3
+
 // due returns when the lane is to be sent, and whether there is something in it.
 func (l *lane) due(lim limits) (at time.Time, ok bool) {
 	if len(l.units) == 0 {
 		return at, false
 	}
 	first := l.units[0]
-	if first.seq <= l.hurry || l.ops >= lim.maxOps || l.bytes >= lim.entryBytes {
+	if first.seq <= l.hurry || l.ops >= lim.maxOps || l.bytes >= fullBatches*lim.entryBytes {
 		return first.added, true
 	}
 	return first.added.Add(l.wait), true
