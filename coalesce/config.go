@@ -108,7 +108,8 @@ type Config struct {
 
 	// InFlight bounds how many batches are under way at a time. Default 2, up to 64: while
 	// one is under way the next fills; it is sent when that has been answered, or when 256
-	// operations wait or as many as one batch holds. With 1 batches are larger, revisions
+	// operations wait or as many as one batch holds. One that has had no answer for 250 ms
+	// does not count, since the member that it went to may hang. With 1 batches are larger, revisions
 	// fewer, and a third of the throughput is lost (docs/decisions/0008-batches.md).
 	// Writes of one key are never under way together, and batches under the sequence of
 	// this process never at all.

@@ -139,7 +139,7 @@ func (u *unit) ranged() bool {
 	return slices.ContainsFunc(u.ranges(), func(r keys.Range) bool { return !r.Single() })
 }
 
-// insist calls f until there is an answer, and reports whether there was one: not where
+// insist asks until there is an answer, and reports whether there was one: not where
 // nobody waits any more, the stage is closed, or etcd refuses it.
 func (s *Stage) insist(f *flight, units []*unit, ask func(context.Context) error) bool {
 	for backoff := firstBackoff; ; backoff = min(2*backoff, lastBackoff) {

@@ -22,8 +22,8 @@ func (s *Stage) launch(alone *unit) (own *flight) {
 		return nil
 	}
 	now := time.Now()
-	for kind, most := range [2]int{plain: s.cfg.InFlight, sequenced: 1} {
-		for s.underWay(kind, now) < most {
+	for kind := range s.flights {
+		for s.mayLaunch(kind, now) {
 			f := s.prepare(kind, now, alone)
 			if f == nil {
 				break
@@ -51,6 +51,11 @@ func (s *Stage) launch(alone *unit) (own *flight) {
 		})
 	}
 	return own
+}
+
+// mayLaunch reports whether another batch of a kind may be under way.
+func (s *Stage) mayLaunch(kind int, now time.Time) bool {
+	return s.underWay(kind, now) < [...]int{plain: s.cfg.InFlight, sequenced: 1}[kind]
 }
 
 // underWay returns how many batches of a kind are under way that count.
@@ -146,8 +151,7 @@ func (s *Stage) flyAlone(f *flight) {
 // is none.
 func (s *Stage) land(f *flight) (next *flight) {
 	s.flights[f.kind] = slices.DeleteFunc(s.flights[f.kind], func(o *flight) bool { return o == f })
-	now, most := time.Now(), [2]int{plain: s.cfg.InFlight, sequenced: 1}
-	if s.ctx.Err() == nil && s.underWay(f.kind, now) < most[f.kind] {
+	if now := time.Now(); s.ctx.Err() == nil && s.mayLaunch(f.kind, now) {
 		next = s.prepare(f.kind, now, nil)
 	}
 	s.launch(nil)
