@@ -19,7 +19,10 @@ type Permission struct {
 // the user root's beside it; Client and Wipe of the cluster are of no use.
 func StartAuth(t testing.TB) (*Cluster, *clientv3.Client) {
 	t.Helper()
-	c := Start(t, 1, func(cfg *embed.Config) { cfg.BcryptCost = 4 })
+	c := Start(t, 1, func(cfg *embed.Config) {
+		Advertise(t, 1)(cfg)
+		cfg.BcryptCost = 4
+	})
 	c.AddUser(t, c.Client(t), "root")
 	_, err := c.Client(t).AuthEnable(t.Context())
 	require.NoError(t, err)

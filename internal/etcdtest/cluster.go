@@ -74,6 +74,19 @@ func config(t testing.TB, i int) *embed.Config {
 	return cfg
 }
 
+// Advertise returns an edit for [Start] that has a member listen at n addresses for
+// clients, and tell the cluster which they are. Else members do not know the port that
+// they have got.
+func Advertise(t testing.TB, n int) func(*embed.Config) {
+	return func(cfg *embed.Config) {
+		cfg.ListenClientUrls = nil
+		for range n {
+			cfg.ListenClientUrls = append(cfg.ListenClientUrls, loopback(freePort(t)))
+		}
+		cfg.AdvertiseClientUrls = cfg.ListenClientUrls
+	}
+}
+
 func loopback(port int) url.URL {
 	return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}
 }
