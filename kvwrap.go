@@ -18,15 +18,16 @@
 // and chunks, and a write proposes the chunks that have changed.
 //
 // Many small writes are coalesced, where a [Rule] says so: what waits together becomes
-// one raft entry and one revision, and [KV.PutAsync] writes behind.
+// one raft entry and one revision, and [KV.PutAsync] writes behind. And all that is
+// proposed may be paced, to what the cluster can afford.
 //
 // Requests pass a chain of stages, each a middleware over etcd's own request
 // interface. This package alone knows their order:
 //
-//	application -> chunker -> coalesce -> etcd
+//	application -> chunker -> coalesce -> budget -> etcd
 //
 // What each guarantees stands with it: [github.com/kvwrap/kvwrap/chunker],
-// [github.com/kvwrap/kvwrap/coalesce].
+// [github.com/kvwrap/kvwrap/coalesce], [github.com/kvwrap/kvwrap/budget].
 package kvwrap
 
 import (
@@ -36,6 +37,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/wire"
@@ -44,7 +46,7 @@ import (
 )
 
 // Config configures the stages. Its zero value is safe and useful: large values
-// are chunked, nothing is coalesced. It is copied, and never changed.
+// are chunked, nothing is coalesced or held back. It is copied, and never changed.
 type Config struct {
 	// Chunk says which values are split, and how. Its Lease is the client's own
 	// where it is not set.
@@ -55,13 +57,18 @@ type Config struct {
 	// and SequencePrefix is below the reserved prefix, where they are not set.
 	Coalesce coalesce.Config
 
+	// Budget says how fast may be written. Its Rules are Rules, below. Its Lease is that of
+	// Chunk, and RegisterPrefix is below the reserved prefix, where they are not set.
+	// [budget.Members] of the client is what its Backend asks.
+	Budget budget.Config
+
 	// Rules says what is done with which keys. Of several rules that apply to a key the
 	// one with the longest prefix does.
 	Rules []Rule
 }
 
 // Rule says what is done with writes of keys with a prefix. But for Prefix its fields are
-// those of [coalesce.Rule], and documented there.
+// those of [coalesce.Rule] and [budget.Rule], and documented there.
 type Rule struct {
 	Prefix string
 
@@ -72,6 +79,9 @@ type Rule struct {
 	Retry         bool          // batches are sent again until it is known that they were applied
 	Linger        time.Duration // how long a write waits for others
 	FlushEvery    time.Duration // how long a write of PutAsync does
+
+	Class  budget.Class // Normal, Critical or Elastic
+	Reject bool         // what cannot go at once is refused
 }
 
 // ErrUnknownRequest is matched by the error for a request, or a part of one, that
@@ -92,6 +102,7 @@ type KV struct {
 	clientv3.KV
 	chunker  *chunker.Stage
 	coalesce *coalesce.Stage
+	budget   *budget.Stage
 	watcher  clientv3.Watcher
 	lease    clientv3.Lease
 }
@@ -111,7 +122,14 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	batches, err := coalesce.New(wire.Client(cli.KV), cfg.Coalesce)
+	pace, err := budget.New(wire.Client(cli.KV), cfg.Budget)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Chunk.Admit = func(ctx context.Context, key []byte, revisions, bytes int) (context.Context, func(), error) {
+		return pace.Admit(ctx, key, budget.Cost{Revisions: revisions, Bytes: bytes})
+	}
+	batches, err := coalesce.New(pace, cfg.Coalesce)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +141,7 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 		KV:       clientv3.NewKVFromKVClient(chunks, nil),
 		chunker:  chunks,
 		coalesce: batches,
+		budget:   pace,
 		watcher:  chunks.Watcher(cli.Watcher),
 		lease:    chunks.Lease(cli.Lease),
 	}, nil
@@ -141,12 +160,22 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 	if len(c.Coalesce.Rules) > 0 {
 		errs = append(errs, errors.New("kvwrap: Config.Coalesce.Rules is set: set Config.Rules in its place"))
 	}
-	c.Coalesce.Rules = nil
+	if len(c.Budget.Rules) > 0 {
+		errs = append(errs, errors.New("kvwrap: Config.Budget.Rules is set: set Config.Rules in its place"))
+	}
+	if c.Chunk.Admit != nil {
+		errs = append(errs, errors.New("kvwrap: Config.Chunk.Admit is set: set Config.Budget in its place"))
+	}
+	if c.Budget.Lease == nil {
+		c.Budget.Lease = c.Chunk.Lease
+	}
+	c.Coalesce.Rules, c.Budget.Rules = nil, nil
 	for _, r := range c.Rules {
 		c.Coalesce.Rules = append(c.Coalesce.Rules, coalesce.Rule{
 			Prefix: r.Prefix, Mode: r.Coalesce, Transactions: r.Transactions, StaleReads: r.StaleReads,
 			SkipUnchanged: r.SkipUnchanged, Retry: r.Retry, Linger: r.Linger, FlushEvery: r.FlushEvery,
 		})
+		c.Budget.Rules = append(c.Budget.Rules, budget.Rule{Prefix: r.Prefix, Class: r.Class, Reject: r.Reject})
 	}
 	if err := c.Chunk.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("kvwrap: Config.Chunk: %w", err))
@@ -154,8 +183,14 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 	if err := c.Coalesce.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("kvwrap: Config.Coalesce, Config.Rules: %w", err))
 	}
+	if err := c.Budget.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("kvwrap: Config.Budget, Config.Rules: %w", err))
+	}
 	if len(errs) > 0 {
 		return c, errors.Join(errs...)
+	}
+	if c.Budget.RegisterPrefix == "" {
+		c.Budget.RegisterPrefix = c.Chunk.OwnPrefix("client")
 	}
 	c.Coalesce.MaxEntryBytes = cmp.Or(c.Coalesce.MaxEntryBytes, c.Chunk.MaxEntryBytes)
 	c.Coalesce.SessionTTL = cmp.Or(c.Coalesce.SessionTTL, c.Chunk.SessionTTL)
@@ -169,6 +204,10 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 			r.Prefix, r.StaleReads = c.Chunk.ChunkPrefix(r.Prefix), true
 			c.Coalesce.Rules = append(c.Coalesce.Rules, r)
 		}
+	}
+	for _, r := range c.Budget.Rules {
+		r.Prefix = c.Chunk.ChunkPrefix(r.Prefix)
+		c.Budget.Rules = append(c.Budget.Rules, r)
 	}
 	return c, nil
 }
@@ -243,7 +282,12 @@ func (kv *KV) Pending() coalesce.Pending { return kv.coalesce.Pending() }
 // seconds, and revokes their leases. Nothing that was acknowledged is affected. Writes
 // that take more than one proposal fail afterwards, with chunker.ErrClosed, and PutAsync
 // with coalesce.ErrClosed; reads and other writes go on. Closing twice is fine.
-func (kv *KV) Close() error { return errors.Join(kv.coalesce.Close(), kv.chunker.Close()) }
+func (kv *KV) Close() error {
+	return errors.Join(kv.coalesce.Close(), kv.chunker.Close(), kv.budget.Close())
+}
+
+// SetRates changes the rates of Config.Budget, at once, and for who waits already.
+func (kv *KV) SetRates(r budget.Rates) error { return kv.budget.SetRates(r) }
 
 // Sweep deletes chunks that writes have left behind. It is [chunker.Stage.Sweep].
 func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return kv.chunker.Sweep(ctx) }
@@ -252,9 +296,10 @@ func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return k
 type Stats struct {
 	Chunk    chunker.Stats
 	Coalesce coalesce.Stats
+	Budget   budget.Stats
 }
 
 // Stats returns the counters. It does no I/O.
 func (kv *KV) Stats() Stats {
-	return Stats{Chunk: kv.chunker.Stats(), Coalesce: kv.coalesce.Stats()}
+	return Stats{Chunk: kv.chunker.Stats(), Coalesce: kv.coalesce.Stats(), Budget: kv.budget.Stats()}
 }

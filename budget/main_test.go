@@ -10,6 +10,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	etcdtest.Main(nil)
+	etcdtest.Main(map[string]etcdtest.Role{clientRole: serveClient})
 	testutil.MustTestMainWithLeakDetection(m)
 }

@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -84,6 +85,13 @@ type Config struct {
 	// is not nil. The next one waits for it to return, and so does Close, for a
 	// few seconds.
 	OnSweep func(SweepResult, error)
+
+	// Admit, if it is not nil, is asked before a write of key that takes several
+	// proposals: so many revisions, and bytes as etcd's quota counts them, 256, the key and
+	// the value of each put. What paces proposals makes it wait once, and refuses it before
+	// anything was sent, not half way. The proposals are made with the context that it
+	// returns, and done is called when that is over.
+	Admit func(ctx context.Context, key []byte, revisions, bytes int) (admitted context.Context, done func(), err error)
 }
 
 const (

@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -121,6 +122,32 @@ func TestEveryKnobTurns(t *testing.T) {
 				}
 			}})
 			require.NoError(t, <-swept)
+		},
+		"Admit": func(t *testing.T) {
+			var refuse error
+			var revisions, bytes, ended int
+			type admitted struct{}
+			kv, sent := e.another(Config{Admit: func(ctx context.Context, key []byte, r, b int) (context.Context, func(), error) {
+				require.Equal(t, "admitted", string(key))
+				revisions, bytes = r, b
+				return context.WithValue(ctx, admitted{}, true), func() { ended++ }, refuse
+			}})
+			_, err := kv.Put(e.ctx, "small", "v")
+			require.NoError(t, err)
+			require.Zero(t, revisions)
+			sent.Take()
+			_, err = kv.Put(e.ctx, "admitted", incompressible(400<<10, "one"))
+			require.NoError(t, err)
+			counts := sent.Take()
+			require.Equal(t, len(counts.Proposals), revisions)
+			require.InEpsilon(t, counts.ProposedBytes(), bytes, 0.2)
+			require.Equal(t, 1, ended)
+
+			refuse = errors.New("not now")
+			_, err = kv.Put(e.ctx, "admitted", incompressible(400<<10, "two"))
+			require.Equal(t, refuse, err)
+			require.Empty(t, sent.Take().Proposals, "nothing was sent")
+			require.Equal(t, 1, ended)
 		},
 	}
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {

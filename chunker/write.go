@@ -212,6 +212,11 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 		}
 		return nil, errAgain
 	}
+	ctx, done, err := w.admit(ctx, p, c)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	for _, d := range p.drafts {
 		switch err := w.s.stage(ctx, d); {
 		case errors.Is(err, errAnchorGone):
@@ -229,6 +234,26 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 	}
 	return w.commit(ctx, w.assemble(p, true))
 }
+
+// admit asks Config.Admit for the proposals that stage the drafts of p, and for c.
+func (w *write) admit(ctx context.Context, p *plan, c *commit) (context.Context, func(), error) {
+	proposals, bytes := 0, 0
+	for _, d := range p.drafts {
+		for _, batch := range w.s.batches(d) {
+			proposals++
+			for _, op := range batch {
+				bytes += quotaOverhead + len(op.GetRequestPut().Key) + len(op.GetRequestPut().Value)
+			}
+		}
+	}
+	if w.s.cfg.Admit == nil || proposals == 0 {
+		return ctx, func() {}, nil
+	}
+	return w.s.cfg.Admit(ctx, p.drafts[0].Key, proposals+1, bytes+quotaOverhead+c.bytes)
+}
+
+// quotaOverhead is what etcd's quota adds for a put (kvOverhead in server/storage/quota.go).
+const quotaOverhead = 256
 
 // conditional reports whether the transaction has branches that may not run.
 func (w *write) conditional() bool {

@@ -1,0 +1,45 @@
+package budget
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Members returns a function for Config.Backend that asks all members of the cluster of
+// cli, with its TLS and user. Members that do not answer are left out; it is an error if
+// that is all of them.
+func Members(cli *clientv3.Client) func(context.Context) (Backend, error) {
+	return func(ctx context.Context) (Backend, error) {
+		h, err := lookHealth(ctx, cli, 5*time.Second, healthBounds{quota: defaultHealthQuota}, clientv3.WithSerializable())
+		if err != nil {
+			return Backend{}, err
+		}
+		return h.backend()
+	}
+}
+
+// backend returns the state of the member with the least room.
+func (h Health) backend() (b Backend, err error) {
+	var errs []error
+	answered := false
+	for _, m := range h.Members {
+		if m.Error != "" {
+			errs = append(errs, m.err)
+			continue
+		}
+		if !answered || m.Quota-m.DbSize < b.Quota-b.Size {
+			b.Size, b.InUse, b.Quota = m.DbSize, m.DbSizeInUse, m.Quota
+		}
+		answered = true
+		b.Lag = max(b.Lag, m.Lag)
+	}
+	if !answered {
+		return b, errors.Join(errs...)
+	}
+	b.NoSpace = slices.ContainsFunc(h.Alarms, func(a HealthAlarm) bool { return a.Alarm == alarmNoSpace })
+	return b, nil
+}

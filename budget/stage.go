@@ -1,0 +1,359 @@
+package budget
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/kvwrap/kvwrap/internal/session"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// Stage paces writes, as middleware: a pb.KVClient over another one. It is safe for
+// concurrent use. Reads and compactions pass; so does everything where Config has neither
+// Rates nor Retention nor Backend.
+//
+// It implements every method by name, so that a new one in pb.KVClient breaks the build
+// and does not slip past it.
+type Stage struct {
+	inner      pb.KVClient
+	cfg        Config
+	paces      bool
+	session    *session.Session
+	registered clientv3.LeaseID // used by askClients alone
+
+	ctx    context.Context // of what it asks by itself; ends with Close
+	cancel context.CancelFunc
+	asking sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	limiter *limiter
+	rules   rules
+	share   *share // nil where the budget is the client's own
+	stepped time.Time
+	gate    gate
+	meter   meter
+	takes   time.Duration // that etcd takes for a write, smoothed
+	timer   *time.Timer
+	asks    map[string]*ask
+	stats   Stats
+}
+
+var _ pb.KVClient = (*Stage)(nil)
+
+// New returns a stage over inner. It sends nothing before it is used.
+func New(inner pb.KVClient, cfg Config) (*Stage, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if inner == nil {
+		return nil, fmt.Errorf("%w: the KV to write to is nil: use the client's", ErrConfig)
+	}
+	cfg = cfg.withDefaults()
+	s := &Stage{inner: inner, cfg: cfg, paces: cfg.paces(), asks: make(map[string]*ask)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.session = session.New(cfg.Lease, cfg.SessionTTL, context.Canceled)
+	if cfg.Shared {
+		s.share = newShare(cfg.Rates.Revisions)
+	}
+	now := time.Now()
+	s.limiter = newLimiter(now, cfg.Rates, cfg.Burst, cfg.Weights, cfg.MaxWaiting)
+	s.rules = newRules(cfg.Rules, s.limiter)
+	s.refresh(now)
+	return s, nil
+}
+
+// Put implements pb.KVClient. It waits until there is budget for it, or ctx ends, after
+// which nothing was sent; or it is refused with a [*LimitError], [*QuotaError] or
+// [*NoSpaceError].
+func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
+	if !s.paces {
+		return s.inner.Put(ctx, r)
+	}
+	cost := costPut(r)
+	g, err := s.admit(ctx, s.rules.of(r.Key), cost)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.inner.Put(ctx, r)
+	s.done(g, cost, resp.GetHeader(), err)
+	return resp, err
+}
+
+// DeleteRange implements pb.KVClient, as Put.
+func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	if !s.paces {
+		return s.inner.DeleteRange(ctx, r)
+	}
+	g, err := s.admit(ctx, s.rules.of(r.Key), Cost{Revisions: 1})
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.inner.DeleteRange(ctx, r)
+	s.done(g, spentDelete(resp), resp.GetHeader(), err)
+	return resp, err
+}
+
+// Txn implements pb.KVClient, as Put. A transaction that only reads passes; of another one
+// what it has not written is given back.
+func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	cost := Cost{}
+	if s.paces {
+		cost = costTxn(r)
+	}
+	if cost == (Cost{}) {
+		resp, err := s.inner.Txn(ctx, r)
+		s.saw(resp.GetHeader())
+		return resp, err
+	}
+	var most *rule
+	each := func(key []byte) { most = s.rules.ofAll(most, key) }
+	keysOf(r.Success, each)
+	keysOf(r.Failure, each)
+	g, err := s.admit(ctx, most, cost)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.inner.Txn(ctx, r)
+	spent := cost
+	if err == nil {
+		spent = spentTxn(r, resp)
+	}
+	s.done(g, spent, resp.GetHeader(), err)
+	return resp, err
+}
+
+// Range implements pb.KVClient.
+func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	resp, err := s.inner.Range(ctx, r)
+	s.saw(resp.GetHeader())
+	return resp, err
+}
+
+// RangeStream implements pb.KVClient.
+func (s *Stage) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
+	return s.inner.RangeStream(ctx, r)
+}
+
+// Compact implements pb.KVClient.
+func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	return s.inner.Compact(ctx, r)
+}
+
+// SetRates changes the rates, at once and for those who wait already. Of a shared budget
+// Revisions is that of the cluster.
+func (s *Stage) SetRates(r Rates) error {
+	cfg := s.cfg
+	if cfg.Rates = r; cfg.Validate() != nil {
+		return cfg.Validate()
+	}
+	if !s.paces && cfg.paces() {
+		return fmt.Errorf("%w: Rates were zero and nothing else is paced: set them when the stage is made", ErrConfig)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cfg.Rates = r; s.share != nil {
+		s.share.setBudget(r.Revisions)
+	}
+	s.move(time.Now())
+	return nil
+}
+
+// admit waits until there is budget for a write under a rule.
+func (s *Stage) admit(ctx context.Context, r *rule, cost Cost) (grant, error) {
+	if err := ctx.Err(); err != nil {
+		return grant{}, err
+	}
+	s.mu.Lock()
+	now := time.Now()
+	s.meter.add(now, cost)
+	s.move(now)
+	g, wait, err := s.enter(ctx, now, r, cost)
+	s.mu.Unlock()
+	if wait == nil {
+		return g, err
+	}
+	select {
+	case <-wait.goes:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stats.Waited += time.Since(now)
+		if wait.refused == nil {
+			s.stats.Delayed++
+		}
+		return wait.grant, wait.refused
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Waited += time.Since(now)
+	if s.limiter.leave(wait) {
+		s.stats.Left++
+	} else if wait.refused == nil { // it went in the same moment
+		s.limiter.giveBack(time.Now(), wait.grant, cost)
+	}
+	s.move(time.Now())
+	return grant{}, ctx.Err()
+}
+
+// enter is admit under mu. It returns who waits, where that is what it has to do.
+func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g grant, wait *waiter, err error) {
+	if a := allowanceOf(ctx); a != nil {
+		return a.draw(now, s.limiter, cost), nil, nil
+	}
+	if err := s.gate.refuses(now, cost); err != nil {
+		s.stats.Refused++
+		return g, nil, err
+	}
+	g, ok := s.limiter.pass(now, &r.flow, cost)
+	if ok {
+		s.stats.Admitted++
+		return g, nil, nil
+	}
+	expected := s.limiter.expect(now, &r.flow, cost)
+	may := time.Duration(-1) // for how long it may wait
+	if deadline, ok := ctx.Deadline(); ok {
+		may = max(0, deadline.Sub(now)-s.takes)
+	}
+	if r.Reject {
+		may = 0
+	}
+	full := s.limiter.full(&r.flow)
+	if !full && (may < 0 || expected <= may) {
+		if s.share != nil {
+			s.share.capped = true
+		}
+		wait = s.limiter.enter(&r.flow, cost)
+		s.move(now)
+		if wait.at == nil {
+			return wait.grant, nil, wait.refused
+		}
+		return g, wait, nil
+	}
+	s.stats.Refused++
+	if s.share != nil {
+		s.share.capped = true
+	}
+	return g, nil, &LimitError{
+		Prefix: r.Prefix, Class: r.Class, Cost: cost, Limit: s.limiter.rates, Demand: s.meter.rates(now),
+		Waiting: r.flow.class.waiting, Wait: expected, RetryAfter: max(expected-max(may, 0), time.Millisecond), Full: full,
+	}
+}
+
+// done is told how a write has ended that has taken g, and has spent this.
+func (s *Stage) done(g grant, spent Cost, h *pb.ResponseHeader, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if err != nil {
+		spent = g.cost // who knows
+	} else {
+		s.takes += (now.Sub(g.at) - s.takes) / 16
+	}
+	if s.share != nil {
+		s.share.use(spent.Revisions)
+	}
+	if unused := g.cost.minus(spent); unused != (Cost{}) {
+		s.limiter.giveBack(now, g, unused)
+	}
+	s.observe(now, h)
+	if s.gate.answered(now, spent, err) {
+		s.shut()
+	}
+	s.move(now)
+}
+
+// saw takes note of the header of a response to what is not paced.
+func (s *Stage) saw(h *pb.ResponseHeader) {
+	if s.share == nil || h == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.observe(time.Now(), h)
+}
+
+func (s *Stage) observe(now time.Time, h *pb.ResponseHeader) {
+	if s.share != nil && h != nil {
+		s.share.observe(now, h.ClusterId, h.Revision)
+	}
+}
+
+// shut refuses, under mu, all that wait and would take space.
+func (s *Stage) shut() {
+	now := time.Now()
+	s.limiter.refuse(func(c Cost) error {
+		if c.Bytes == 0 {
+			return nil
+		}
+		s.stats.Refused++
+		return &NoSpaceError{Since: now}
+	})
+}
+
+// move does, under mu, what time brings: the rates follow what was observed, who may go
+// goes, what is to be asked is asked; and it sees to being called again.
+func (s *Stage) move(now time.Time) {
+	if s.share != nil && now.Sub(s.stepped) >= sharePeriod {
+		s.stepped = now
+		s.share.capped = s.share.capped || s.limiter.waiting()
+		s.share.step(now)
+	}
+	s.refresh(now)
+	again := s.limiter.serve(now)
+	s.askWhatIsDue(now)
+	if again == 0 {
+		return // nobody waits
+	}
+	again = min(again, sharePeriod)
+	if s.timer == nil {
+		s.timer = time.AfterFunc(again, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.move(time.Now())
+		})
+	} else {
+		s.timer.Reset(again)
+	}
+}
+
+// refresh sets the rates of the limiter.
+func (s *Stage) refresh(now time.Time) {
+	r := s.cfg.Rates
+	if s.share != nil {
+		r.Revisions = s.share.rate
+	}
+	if d := s.gate.derived(s.cfg.Retention, s.cfg.CompactionInterval); d > 0 && (r.Bytes == 0 || d < r.Bytes) {
+		r.Bytes = d
+	}
+	if f := s.gate.factor(now); f < 1 {
+		r = r.times(f)
+	}
+	if r != s.limiter.rates {
+		s.limiter.set(now, r)
+	}
+}
+
+// Close ends what the stage asks by itself, and its registration. Writes go on, at the pace
+// that they have then. Closing twice is fine.
+func (s *Stage) Close() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.cancel()
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	s.asking.Wait()
+	if s.cfg.Lease == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.SessionTTL)
+	defer cancel()
+	return s.session.Close(ctx)
+}
