@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/contract"
@@ -28,6 +29,10 @@ var stacks = map[string]Config{
 	"default": {},
 	"group":   {Rules: []Rule{{Coalesce: coalesce.GroupCommit, Transactions: true}}},
 	"retry":   {Rules: []Rule{{Coalesce: coalesce.LastWriteWins, Transactions: true, Retry: true, Linger: time.Millisecond}}},
+	"paced": {
+		Budget: budget.Config{Rates: budget.Rates{Revisions: 20_000, Bytes: 1 << 30}},
+		Rules:  []Rule{{Prefix: "a", Class: budget.Critical, Coalesce: coalesce.GroupCommit, Transactions: true}, {Prefix: "b", Class: budget.Elastic}},
+	},
 	"mixed": {
 		Chunk: chunker.Config{Threshold: 5000},
 		Rules: []Rule{

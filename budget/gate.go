@@ -41,8 +41,8 @@ type low struct {
 const (
 	probeEvery = time.Second // how often one write finds out whether the alarm is disarmed
 
-	slowFrom  = 0.80 // of the quota in use: from here on writes are slowed down
-	slowUntil = 0.95 // of the quota in use: and as good as stopped here
+	slowFrom  = healthWarnQuota  // of the quota in use: from here on writes are slowed down
+	slowUntil = healthErrorQuota // of the quota in use: and as good as stopped here
 	stopShare = 0.02 // of the quota: what is kept free for whoever does not know of it
 	slack     = 64 << 10
 

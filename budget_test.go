@@ -1,0 +1,101 @@
+package kvwrap
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kvwrap/kvwrap/budget"
+	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// TestPressureMakesBatchesLarger: the budget is below the coalescer, so that callers who
+// share a batch share what it takes.
+func TestPressureMakesBatchesLarger(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{
+		Rules:  []Rule{{Coalesce: coalesce.GroupCommit}},
+		Budget: budget.Config{Rates: budget.Rates{Revisions: 20}},
+	})
+	began := time.Now()
+	together(200, func(i int) {
+		for range 5 {
+			_, err := kv.Put(t.Context(), fmt.Sprint("k", i), "v")
+			require.NoError(t, err)
+		}
+	})
+	stats := kv.Stats()
+	t.Logf("1000 puts in %v, %d batches", time.Since(began), stats.Coalesce.Batches)
+	require.Less(t, stats.Coalesce.Batches, uint64(100), "alone 1000 puts would take 50 seconds")
+}
+
+// TestALargePutIsAdmittedWhole, or refused before anything of it was sent.
+func TestALargePutIsAdmittedWhole(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 1000, Bytes: 1 << 20}}})
+	value := statistics()
+	_, err := kv.Put(t.Context(), "k", value)
+	require.NoError(t, err)
+	before := stored(t, s.cli)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = kv.Put(ctx, "another", strings.ToUpper(value))
+	var limited *budget.LimitError
+	require.ErrorAs(t, err, &limited)
+	require.Greater(t, limited.Cost.Revisions, 2)
+	require.Equal(t, before, stored(t, s.cli))
+
+	require.NoError(t, kv.SetRates(budget.Rates{Revisions: 1000, Bytes: 1 << 30}), "and for who waits")
+	_, err = kv.Put(t.Context(), "another", value)
+	require.NoError(t, err)
+}
+
+// TestRatesReachWhoWaits already.
+func TestRatesReachWhoWaits(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 0.001}}})
+	_, err := kv.Put(t.Context(), "k", "1")
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() {
+		_, err := kv.Put(t.Context(), "k", "2")
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return kv.Stats().Budget.Waiting == 1 }, 10*time.Second, time.Millisecond)
+	_, err = kv.Get(t.Context(), "k")
+	require.NoError(t, err, "reads are not held back")
+	require.NoError(t, kv.SetRates(budget.Rates{Revisions: 1000}))
+	require.NoError(t, <-done)
+	require.ErrorIs(t, kv.SetRates(budget.Rates{Revisions: -1}), budget.ErrConfig)
+}
+
+func TestWhatIsWrongWithABudget(t *testing.T) {
+	s := newSide(t)
+	_, err := New(s.cli, Config{
+		Budget: budget.Config{Rules: []budget.Rule{{Prefix: "a"}}, Rates: budget.Rates{Bytes: -1}},
+		Rules:  []Rule{{Prefix: "a", Class: 9}},
+	})
+	require.ErrorContains(t, err, "Config.Budget.Rules is set: set Config.Rules in its place")
+	require.ErrorContains(t, err, "Rates.Bytes is -1")
+	require.ErrorContains(t, err, "Class(9)")
+	require.ErrorIs(t, err, budget.ErrConfig)
+}
+
+// TestRegistrationsAreHidden below the reserved prefix.
+func TestRegistrationsAreHidden(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 1000}, Shared: true, Register: true}})
+	_, err := kv.Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return kv.Stats().Budget.Clients == 1 }, 10*time.Second, time.Millisecond)
+	resp, err := kv.Get(t.Context(), "\x00", clientv3.WithFromKey())
+	require.NoError(t, err)
+	require.Len(t, resp.Kvs, 1)
+	require.Len(t, stored(t, s.cli), 2)
+	require.NoError(t, kv.Close())
+	require.Len(t, stored(t, s.cli), 1)
+}
