@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap"
+	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -48,6 +49,35 @@ func commit(ctx context.Context, cli *clientv3.Client, owned int64) error {
 		}
 	})
 	return kv.Flush(ctx) // or cli.Close
+}
+
+func pace(cli *clientv3.Client) error {
+	_, err := kvwrap.Install(cli, kvwrap.Config{
+		Budget: budget.Config{
+			// What all clients of the cluster may write, together: they see each other by
+			// the revision that etcd answers.
+			Rates: budget.Rates{Revisions: 500}, Shared: true,
+			// Slow down near the quota, and stop before it.
+			Backend: budget.Members(cli),
+		},
+		Rules: []kvwrap.Rule{
+			{Prefix: "leaders/", Class: budget.Critical},
+			{Prefix: "statistics/", Class: budget.Elastic, Reject: true},
+		},
+	})
+	return err
+}
+
+// A budget says how fast may be written.
+func ExampleConfig_budget() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	if err := pace(cli); err != nil {
+		log.Print(err)
+	}
 }
 
 // Rules say which writes are put together, and how.

@@ -43,7 +43,7 @@ const (
 
 	slowFrom  = healthWarnQuota  // of the quota in use: from here on writes are slowed down
 	slowUntil = healthErrorQuota // of the quota in use: and as good as stopped here
-	stopShare = 0.02 // of the quota: what is kept free for whoever does not know of it
+	stopShare = 0.02             // of the quota: what is kept free for whoever does not know of it
 	slack     = 64 << 10
 
 	lagFrom  = 1000 // entries; etcd refuses requests above 5000 (maxGapBetweenApplyAndCommitIndex)

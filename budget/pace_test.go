@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -306,9 +307,17 @@ func BenchmarkOverload(b *testing.B) {
 			})
 		}
 		before := kv.Stats()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		heapBefore := int64(m.HeapAlloc)
 		critical, refusals, went := load(b, kv, *benchDuration)
 		after := kv.Stats()
 		asked := went + int(after.Refused-before.Refused)
+		var heap runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&heap)
+		b.ReportMetric(float64(int64(heap.HeapAlloc)-heapBefore)/1e6, "heap-MB-grown")
 		b.ReportMetric(float64(went)/benchDuration.Seconds()/revisions, "of-budget")
 		b.ReportMetric(float64(asked)/benchDuration.Seconds()/revisions, "demand-of-budget")
 		b.ReportMetric(float64(refusals.Quantile(0.99).Microseconds()), "refusal-p99-us")
