@@ -99,3 +99,27 @@ func TestRegistrationsAreHidden(t *testing.T) {
 	require.NoError(t, kv.Close())
 	require.Len(t, stored(t, s.cli), 1)
 }
+
+// TestWritesBehindOutlastABudget: what waits for longer than a batch may take is tried again,
+// and was not in doubt.
+func TestWritesBehindOutlastABudget(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{
+		Rules:    []Rule{{Coalesce: coalesce.GroupCommit, FlushEvery: time.Millisecond}},
+		Coalesce: coalesce.Config{RequestTimeout: 100 * time.Millisecond, CloseTimeout: 30 * time.Second},
+		Budget:   budget.Config{Rates: budget.Rates{Revisions: 2}},
+	})
+	told := make(chan error, 10)
+	for i := range 10 {
+		kv.PutAsync(t.Context(), fmt.Sprint("k", i%3), fmt.Sprint(i), func(_ *clientv3.PutResponse, err error) { told <- err })
+	}
+	for range 10 {
+		require.NoError(t, <-told)
+	}
+	for i, version := range []int64{4, 3, 3} {
+		resp, err := s.cli.Get(t.Context(), fmt.Sprint("k", i))
+		require.NoError(t, err)
+		require.Equal(t, version, resp.Kvs[0].Version)
+	}
+	require.Greater(t, kv.Stats().Coalesce.Retries, uint64(0))
+}

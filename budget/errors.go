@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/wire"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
@@ -44,7 +45,7 @@ func (e *LimitError) Error() string {
 		ErrLimited, e.Class, e.Cost, e.Prefix, why, e.Demand, e.Limit, e.RetryAfter.Round(time.Millisecond))
 }
 
-func (e *LimitError) Unwrap() error { return ErrLimited }
+func (e *LimitError) Unwrap() []error { return []error{ErrLimited, wire.ErrNotSent} }
 
 // QuotaError refuses a write that could make the backend reach its quota, after which the
 // cluster would take no writes at all.
@@ -58,7 +59,7 @@ func (e *QuotaError) Error() string {
 		ErrQuota, e.Cost.Bytes, e.Size, e.Quota, e.InUse)
 }
 
-func (e *QuotaError) Unwrap() error { return ErrQuota }
+func (e *QuotaError) Unwrap() []error { return []error{ErrQuota, wire.ErrNotSent} }
 
 // NoSpaceError refuses a write while the cluster's NOSPACE alarm is armed, as etcd would.
 // It matches etcd's error, too.
@@ -71,7 +72,9 @@ func (e *NoSpaceError) Error() string {
 		ErrNoSpace, e.Since.Format(time.TimeOnly))
 }
 
-func (e *NoSpaceError) Unwrap() []error { return []error{ErrNoSpace, rpctypes.ErrNoSpace} }
+func (e *NoSpaceError) Unwrap() []error {
+	return []error{ErrNoSpace, rpctypes.ErrNoSpace, wire.ErrNotSent}
+}
 
 func (c Cost) String() string {
 	return fmt.Sprintf("%d revisions and %d bytes", c.Revisions, c.Bytes)

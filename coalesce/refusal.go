@@ -46,7 +46,7 @@ func blames(err error) bool {
 // unapplicable reports whether what was answered with err was not applied and will not
 // be. Of NOSPACE that is not known: it may follow a write that was.
 func unapplicable(err error) bool {
-	if errors.Is(err, wire.ErrUnknownRequest) || wire.Is(err, rpctypes.ErrTooManyRequests) {
+	if errors.Is(err, wire.ErrNotSent) || errors.Is(err, wire.ErrUnknownRequest) || wire.Is(err, rpctypes.ErrTooManyRequests) {
 		return true
 	}
 	var e rpctypes.EtcdError
@@ -62,6 +62,9 @@ func unapplicable(err error) bool {
 
 // passes reports whether a request that was answered with err may succeed later.
 func passes(err error) bool {
+	if errors.Is(err, wire.ErrNotSent) {
+		return true
+	}
 	for _, e := range []error{rpctypes.ErrTooManyRequests, rpctypes.ErrInvalidAuthToken, rpctypes.ErrAuthOldRevision} {
 		if wire.Is(err, e) {
 			return true
