@@ -123,3 +123,45 @@ func TestWritesBehindOutlastABudget(t *testing.T) {
 	}
 	require.Greater(t, kv.Stats().Coalesce.Retries, uint64(0))
 }
+
+// TestWritesBehindWaitWithOthers: what would wait for longer than a batch may take is in the
+// queue as everybody is.
+func TestWritesBehindWaitWithOthers(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 50}}, Coalesce: coalesce.Config{RequestTimeout: 100 * time.Millisecond}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		together(50, func(i int) { // a queue of a second
+			for ctx.Err() == nil {
+				kv.Put(ctx, fmt.Sprint("others", i), "v")
+			}
+		})
+	}()
+	require.Eventually(t, func() bool { return kv.Stats().Budget.Waiting > 40 }, 10*time.Second, time.Millisecond)
+	kv.PutAsync(t.Context(), "k", "v", nil)
+	require.NoError(t, kv.Flush(t.Context()))
+	require.Zero(t, kv.Stats().Budget.Refused)
+	cancel()
+	<-done
+}
+
+// TestRejectIsForWhomItIsFor: what shares a batch with it waits.
+func TestRejectIsForWhomItIsFor(t *testing.T) {
+	s := newSide(t)
+	kv := s.over(t, Config{
+		Rules:  []Rule{{Prefix: "c/", Coalesce: coalesce.GroupCommit, Class: budget.Critical, Reject: true}, {Prefix: "n/", Coalesce: coalesce.GroupCommit}},
+		Budget: budget.Config{Rates: budget.Rates{Revisions: 20}},
+	})
+	together(40, func(i int) {
+		for j := range 10 {
+			if i%4 == 0 {
+				kv.Put(t.Context(), fmt.Sprint("c/", i), fmt.Sprint(j))
+				continue
+			}
+			_, err := kv.Put(t.Context(), fmt.Sprint("n/", i), fmt.Sprint(j))
+			require.NoError(t, err)
+		}
+	})
+}

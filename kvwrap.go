@@ -126,8 +126,11 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Chunk.Admit = func(ctx context.Context, key []byte, revisions, bytes int) (context.Context, func(), error) {
-		return pace.Admit(ctx, key, budget.Cost{Revisions: revisions, Bytes: bytes})
+	if cfg.Budget.Paces() {
+		cfg.Chunk.Admit = func(ctx context.Context, key []byte, revisions, bytes int) (context.Context, func(), error) {
+			return pace.Admit(ctx, key, budget.Cost{Revisions: revisions, Bytes: bytes})
+		}
+		cfg.Coalesce.Admit = pace.AdmitTxn
 	}
 	batches, err := coalesce.New(pace, cfg.Coalesce)
 	if err != nil {
@@ -163,8 +166,8 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 	if len(c.Budget.Rules) > 0 {
 		errs = append(errs, errors.New("kvwrap: Config.Budget.Rules is set: set Config.Rules in its place"))
 	}
-	if c.Chunk.Admit != nil {
-		errs = append(errs, errors.New("kvwrap: Config.Chunk.Admit is set: set Config.Budget in its place"))
+	if c.Chunk.Admit != nil || c.Coalesce.Admit != nil {
+		errs = append(errs, errors.New("kvwrap: Config.Chunk.Admit or Config.Coalesce.Admit is set: set Config.Budget in their place"))
 	}
 	if c.Budget.Lease == nil {
 		c.Budget.Lease = c.Chunk.Lease

@@ -3,6 +3,8 @@ package budget
 import (
 	"context"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // Admit waits until there is budget for a write of key that takes several requests, of cost
@@ -10,20 +12,41 @@ import (
 // half way. Done is to be called when they have ended, and gives back what they have not
 // taken. Errors are those of [Stage.Put]; nothing was sent then.
 func (s *Stage) Admit(ctx context.Context, key []byte, cost Cost) (whole context.Context, done func(), err error) {
-	if !s.paces || allowanceOf(ctx) != nil {
+	return s.admitWhole(ctx, s.ruleOf(key), cost)
+}
+
+// AdmitTxn is Admit for one transaction, whose context may then have a deadline for etcd's
+// answer that is not also one for the wait.
+func (s *Stage) AdmitTxn(ctx context.Context, r *pb.TxnRequest) (admitted context.Context, done func(), err error) {
+	cost := costTxn(r)
+	if cost == (Cost{}) {
 		return ctx, func() {}, nil
 	}
-	g, err := s.admit(ctx, s.rules.of(key), cost)
+	return s.admitWhole(ctx, s.ruleOfAll(r), cost)
+}
+
+func (s *Stage) admitWhole(ctx context.Context, p pace, cost Cost) (whole context.Context, done func(), err error) {
+	if !s.paces {
+		return ctx, func() {}, nil
+	}
+	s.mu.Lock()
+	within := s.allowanceOf(ctx) != nil
+	s.mu.Unlock()
+	if within {
+		return ctx, func() {}, nil
+	}
+	g, err := s.admit(ctx, p, cost)
 	if err != nil {
 		return nil, nil, err
 	}
 	a := &allowance{grant: g, left: cost}
-	return context.WithValue(ctx, allowanceKey{}, a), func() {
+	return context.WithValue(ctx, allowanceKey{s}, a), func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		now := time.Now()
 		s.limiter.giveBack(now, a.grant, a.left)
-		a.left = Cost{}
+		s.gate.flying = max(0, s.gate.flying-a.left.Bytes)
+		a.left, a.ended = Cost{}, true
 		s.move(now)
 	}, nil
 }
@@ -32,12 +55,18 @@ func (s *Stage) Admit(ctx context.Context, key []byte, cost Cost) (whole context
 type allowance struct {
 	grant grant
 	left  Cost
+	ended bool
 }
 
-type allowanceKey struct{}
+// allowanceKey is of one stage: there may be others below it.
+type allowanceKey struct{ *Stage }
 
-func allowanceOf(ctx context.Context) *allowance {
-	a, _ := ctx.Value(allowanceKey{}).(*allowance)
+// allowanceOf returns, under mu, what ctx has of the stage's budget, nil where it has none.
+func (s *Stage) allowanceOf(ctx context.Context) *allowance {
+	a, _ := ctx.Value(allowanceKey{s}).(*allowance)
+	if a == nil || a.ended {
+		return nil
+	}
 	return a
 }
 

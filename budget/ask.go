@@ -73,17 +73,20 @@ func (s *Stage) askBackend(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if b.Quota == 0 {
+		b.Quota = s.cfg.Quota
+	}
 	if s.gate.observe(time.Now(), b, s.cfg.Retention+s.cfg.CompactionInterval) {
 		s.shut()
 	}
 	return nil
 }
 
-// askRevision asks a member for its revision, which it has in memory.
+// askRevision asks for the revision of the cluster.
 func (s *Stage) askRevision(ctx context.Context) error {
-	resp, err := s.inner.Range(ctx, &pb.RangeRequest{Key: []byte(s.cfg.RegisterPrefix), CountOnly: true, Serializable: true})
+	resp, err := s.inner.Range(ctx, &pb.RangeRequest{Key: []byte(s.cfg.RegisterPrefix), CountOnly: true})
 	if err == nil {
-		s.saw(resp.Header)
+		s.saw(resp.Header, false)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -11,10 +12,10 @@ import (
 
 // Members returns a function for Config.Backend that asks all members of the cluster of
 // cli, with its TLS and user. Members that do not answer are left out; it is an error if
-// that is all of them.
+// that is all of them. Members of etcd 3.5 do not say what their quota is: see Config.Quota.
 func Members(cli *clientv3.Client) func(context.Context) (Backend, error) {
 	return func(ctx context.Context) (Backend, error) {
-		h, err := lookHealth(ctx, cli, 5*time.Second, healthBounds{quota: defaultHealthQuota}, clientv3.WithSerializable())
+		h, err := lookHealth(ctx, cli, 5*time.Second, healthBounds{}, clientv3.WithSerializable())
 		if err != nil {
 			return Backend{}, err
 		}
@@ -31,7 +32,13 @@ func (h Health) backend() (b Backend, err error) {
 			errs = append(errs, m.err)
 			continue
 		}
-		if !answered || m.Quota-m.DbSize < b.Quota-b.Size {
+		room := func(quota, size int64) int64 { // of what has none, or does not say: by size
+			if quota == 0 {
+				return math.MaxInt64 - size
+			}
+			return quota - size
+		}
+		if !answered || room(m.Quota, m.DbSize) < room(b.Quota, b.Size) {
 			b.Size, b.InUse, b.Quota = m.DbSize, m.DbSizeInUse, m.Quota
 		}
 		answered = true

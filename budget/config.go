@@ -86,6 +86,9 @@ type Config struct {
 	// refused before the quota is reached. It is asked while there are writes, and every
 	// BackendEvery at the most.
 	Backend func(context.Context) (Backend, error)
+	// Quota is that of members which do not say, those of etcd 3.5, in bytes: their
+	// --quota-backend-bytes. Zero is none: such members are not watched then.
+	Quota int64
 	// BackendEvery is 10 seconds by default, and a second where writes are slowed down.
 	BackendEvery time.Duration
 	// Retention is for how long revisions are kept before they are compacted, and
@@ -123,6 +126,9 @@ func (c Config) Validate() error {
 		if c.Weights != [numClasses]float64{} && !(w > 0 && !math.IsInf(w, 0)) {
 			wrong("Weights[%v] is %v: set all of them above zero, or none", Class(class), w)
 		}
+	}
+	if c.Quota < 0 {
+		wrong("Quota is %d: it is to be positive, or zero for none", c.Quota)
 	}
 	if c.MaxWaiting < 0 {
 		wrong("MaxWaiting is %d: it is to be positive, or zero for its default", c.MaxWaiting)
@@ -177,8 +183,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// paces reports whether anything is held back.
-func (c Config) paces() bool {
+// Paces reports whether anything is held back.
+func (c Config) Paces() bool {
 	return c.Rates != Rates{} || c.Retention > 0 || c.Backend != nil
 }
 
@@ -211,11 +217,3 @@ func (rs rules) of(key []byte) *rule {
 
 // urgency orders classes: Critical first.
 func (c Class) urgency() int { return [...]int{Normal: 1, Critical: 0, Elastic: 2}[c] }
-
-// ofAll returns the rule of the most urgent class that applies to any of the keys.
-func (rs rules) ofAll(most *rule, key []byte) *rule {
-	if r := rs.of(key); most == nil || r.Class.urgency() < most.Class.urgency() {
-		return r
-	}
-	return most
-}

@@ -25,7 +25,10 @@ type gate struct {
 	probed  time.Time // when a write was last let through to find out whether it still is so
 
 	backend Backend
-	written int // bytes that this client has written since backend was seen
+	seen    time.Time     // when
+	stale   time.Duration // after which it says nothing any more
+	flying  int           // bytes of writes that were let go and have no answer yet
+	written int           // bytes that this client has written since backend was seen
 	lows    [2]low
 
 	pressure float64 // what part of the rates may go: etcd has too many requests
@@ -67,11 +70,11 @@ func (g *gate) refuses(now time.Time, cost Cost) error {
 		return nil
 	}
 	b := g.backend
-	if b.Quota == 0 {
+	if b.Quota == 0 || now.Sub(g.seen) > g.stale {
 		return nil
 	}
 	free := b.Size - b.InUse
-	size := b.Size + max(0, int64(g.written)-free)
+	size := b.Size + max(0, int64(g.written+g.flying)-free)
 	kept := int64(slack)
 	if float64(free) < stopShare*5*float64(b.Quota) {
 		kept = max(kept, int64(stopShare*float64(b.Quota)))
@@ -82,14 +85,15 @@ func (g *gate) refuses(now time.Time, cost Cost) error {
 	return nil
 }
 
-// answered is told how a write of cost was answered. It reports whether nothing can be
-// written any more.
-func (g *gate) answered(now time.Time, cost Cost, err error) (closed bool) {
+// answered is told how a write that could take cost was answered, and what it has spent. It
+// reports whether nothing can be written any more.
+func (g *gate) answered(now time.Time, cost, spent Cost, err error) (closed bool) {
+	g.flying = max(0, g.flying-cost.Bytes)
+	if g.written += spent.Bytes; err == nil && cost.Bytes > 0 {
+		// etcd refuses what could take space, whether it would or not.
+		g.noSpace = false
+	}
 	switch {
-	case err == nil:
-		if g.written += cost.Bytes; cost.Bytes > 0 {
-			g.noSpace = false
-		}
 	case wire.Is(err, rpctypes.ErrNoSpace):
 		return g.close(now)
 	case wire.Is(err, rpctypes.ErrTooManyRequests):
@@ -110,7 +114,7 @@ func (g *gate) close(now time.Time) bool {
 // least once, 0 where that is of no interest. It reports whether nothing can be written any
 // more.
 func (g *gate) observe(now time.Time, b Backend, window time.Duration) (closed bool) {
-	g.backend, g.written = b, 0
+	g.backend, g.seen, g.written = b, now, 0
 	if l := &g.lows[0]; l.from.IsZero() || now.Sub(l.from) > window {
 		g.lows[1], g.lows[0] = g.lows[0], low{now, b.InUse}
 	} else {
@@ -149,8 +153,11 @@ func (g *gate) factor(now time.Time) float64 {
 		}
 	}
 	f := g.factorOf()
+	if now.Sub(g.seen) > g.stale {
+		return f
+	}
 	if b := g.backend; b.Quota > 0 {
-		used := (float64(b.InUse) + float64(g.written)) / float64(b.Quota)
+		used := (float64(b.InUse) + float64(g.written+g.flying)) / float64(b.Quota)
 		f = min(f, fall(used, slowFrom, slowUntil))
 	}
 	return min(f, fall(float64(g.backend.Lag), lagFrom, lagUntil))

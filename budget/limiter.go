@@ -40,8 +40,10 @@ type limiter struct {
 	burst   time.Duration
 	whole   pool
 	classes [numClasses]classQueue
-	lent    float64 // the service of the class that was lent tokens last
+	lent    float64 // the service of the class that went last
 	most    int     // writes that may wait, of each class
+
+	refuses func(time.Time, Cost) error // asked again when a write that waited is to go
 }
 
 // classQueue is what waits of a class.
@@ -68,7 +70,8 @@ type grant struct {
 	flow    *flow
 	cost    Cost
 	at      time.Time
-	assured bool // from the pool of its class, too
+	seen    int64 // the newest revision that was known then
+	assured bool  // from the pool of its class, too
 }
 
 // waiter is a write that waits.
@@ -80,15 +83,22 @@ type waiter struct {
 }
 
 func newLimiter(now time.Time, rates Rates, burst time.Duration, weights [numClasses]float64, most int) *limiter {
-	l := &limiter{burst: burst, most: most}
+	l := &limiter{burst: burst, most: most, refuses: func(time.Time, Cost) error { return nil }}
 	sum := 0.0
 	for _, w := range weights {
 		sum += w
 	}
+	begin := func(p *pool, full bool) { p.revisions.full, p.bytes.full = full, full }
+	begin(&l.whole, true)
 	for i := range l.classes {
 		l.classes[i].share = weights[i] / sum
+		begin(&l.classes[i].assured, true)
 	}
 	l.set(now, rates)
+	begin(&l.whole, false) // where limits come later
+	for i := range l.classes {
+		begin(&l.classes[i].assured, false)
+	}
 	return l
 }
 
@@ -106,6 +116,7 @@ func (l *limiter) set(now time.Time, rates Rates) {
 func (l *limiter) pass(now time.Time, f *flow, cost Cost) (g grant, ok bool) {
 	g = grant{flow: f, cost: cost}
 	switch {
+	case l.rates.seconds(cost) == 0: // of what there is no limit for
 	case f.class.waiting == 0 && f.class.assured.wait(now, cost) == 0:
 		g.assured = true
 	case l.waiting() || l.whole.wait(now, cost) > 0:
@@ -147,6 +158,15 @@ func (l *limiter) expect(now time.Time, f *flow, cost Cost) time.Duration {
 		wait = min(wait, f.class.assured.wait(now, cost))
 	}
 	return wait
+}
+
+// opens returns how long it takes until the next write of a class goes.
+func (l *limiter) opens(now time.Time, f *flow) time.Duration {
+	if f.class.waiting == 0 {
+		return 0
+	}
+	first := f.class.next().cost
+	return min(l.whole.expect(now, Cost{}, first, 1/f.class.share), f.class.assured.wait(now, first))
 }
 
 // full reports whether as many writes of a class wait as may.
@@ -232,8 +252,10 @@ func (c *classQueue) next() *waiter {
 // release lets a write go that waits.
 func (l *limiter) release(now time.Time, w *waiter, assured bool) {
 	l.leave(w)
-	w.assured, w.grant.at = assured, now
-	l.take(now, w.grant)
+	if w.refused = l.refuses(now, w.cost); w.refused == nil {
+		w.assured, w.grant.at = assured, now
+		l.take(now, w.grant)
+	}
 	close(w.goes)
 }
 
@@ -244,11 +266,18 @@ func (l *limiter) take(now time.Time, g grant) {
 	l.whole.take(now, g.cost)
 	if g.assured {
 		c.assured.take(now, g.cost)
-	} else {
-		l.lent = c.had
+	}
+	// What was not taken while nobody waited is not saved up: who goes without waiting is
+	// where the others are.
+	if c.waiting == 0 {
+		c.had = max(c.had, l.lent)
+	}
+	l.lent = max(l.lent, c.had)
+	if g.flow.queue.Len() == 0 {
+		g.flow.had = max(g.flow.had, c.turn)
 	}
 	seconds := l.rates.seconds(g.cost)
-	c.turn = g.flow.had
+	c.turn = max(c.turn, g.flow.had)
 	g.flow.had += seconds
 	c.had += seconds / c.share
 }

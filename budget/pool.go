@@ -29,17 +29,26 @@ func (r Rates) seconds(c Cost) float64 {
 
 // bucket is a token bucket that may go into debt: what is taken before it is there
 // delays what comes after it. Nil holds as much as anybody wants.
-type bucket struct{ *rate.Limiter }
+type bucket struct {
+	*rate.Limiter
+	full bool // whether it begins full
+}
+
+// maxTokens is what a bucket holds, and what is taken from it at a time, at the most.
+const maxTokens = 1 << 30
 
 // set has the bucket fill with perSecond tokens, and hold what comes in the time burst,
 // one at the least. What it holds, or owes, stays.
 func (b *bucket) set(now time.Time, perSecond float64, burst time.Duration) {
-	holds := max(1, int(perSecond*burst.Seconds()))
+	holds := int(min(max(1, perSecond*burst.Seconds()), maxTokens))
 	switch {
 	case perSecond == 0:
 		b.Limiter = nil
 	case b.Limiter == nil:
 		b.Limiter = rate.NewLimiter(rate.Limit(perSecond), holds)
+		if !b.full {
+			b.ReserveN(now, holds)
+		}
 	default:
 		b.SetLimitAt(now, rate.Limit(perSecond))
 		b.SetBurstAt(now, holds)
@@ -55,7 +64,12 @@ func (b bucket) wait(now time.Time, n int) time.Duration {
 	if missing <= 1e-9 { // sums of fractions
 		return 0
 	}
-	return time.Duration(math.Ceil(missing / float64(b.Limit()) * 1e9))
+	return seconds(missing / float64(b.Limit()))
+}
+
+// seconds returns s as a duration, rounded up, the longest one where it is longer.
+func seconds(s float64) time.Duration {
+	return time.Duration(min(math.Ceil(s*1e9), math.MaxInt64/2))
 }
 
 // take takes n tokens, and gives them back where n is negative.
@@ -63,8 +77,10 @@ func (b bucket) take(now time.Time, n int) {
 	if b.Limiter == nil {
 		return
 	}
-	for ; n > b.Burst(); n -= b.Burst() {
-		b.ReserveN(now, b.Burst())
+	n = min(n, maxTokens)
+	if holds := b.Burst(); n > holds { // a reservation is of no more than the burst
+		b.SetBurstAt(now, n)
+		defer b.SetBurstAt(now, holds)
 	}
 	b.ReserveN(now, n) // a negative n adds tokens, up to the burst
 }
@@ -93,11 +109,11 @@ func (p *pool) expect(now time.Time, before, cost Cost, slower float64) time.Dur
 }
 
 func (b bucket) expect(now time.Time, before, n int, slower float64) time.Duration {
-	if b.Limiter == nil || n == 0 {
+	if b.Limiter == nil || before+n == 0 {
 		return 0
 	}
 	there := b.TokensAt(now)
 	owed := max(0, -there) // which comes first, whoever is next
 	missing := max(0, float64(before+min(n, b.Burst()))-max(there, 0))
-	return time.Duration((owed + missing*slower) / float64(b.Limit()) * 1e9)
+	return seconds((owed + missing*slower) / float64(b.Limit()))
 }

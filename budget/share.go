@@ -65,6 +65,7 @@ type share struct {
 
 const (
 	sharePeriod = 250 * time.Millisecond // T
+	shareCount  = 8                      // revisions of the budget, in the shortest time that y is of
 	shareAim    = 0.99                   // s
 	shareGain   = 2.5                    // k, per second
 	shareLeak   = 0.07                   // l, per second
@@ -78,7 +79,7 @@ const (
 )
 
 func newShare(budget float64) *share {
-	return &share{budget: budget, rate: budget / shareFirst}
+	return &share{budget: budget, rate: max(budget/shareFirst, min(1, budget/10))}
 }
 
 // setBudget changes the budget of all clients.
@@ -89,12 +90,21 @@ func (s *share) setBudget(budget float64) {
 }
 
 // observe is told of the revision in the header of a response.
-func (s *share) observe(now time.Time, cluster uint64, revision int64) {
+// Stale are reads that one member answers, which may be behind.
+func (s *share) observe(now time.Time, cluster uint64, revision int64, stale bool) {
 	if cluster != s.cluster { // another cluster than before
 		s.cluster, s.newest, s.base = cluster, 0, 0
 	}
-	if revision > s.newest {
+	if revision > s.newest || revision == s.newest && !stale { // that it is the same says something, too
 		s.newest, s.at = revision, now
+	}
+}
+
+// wrote is told of the revision in the response to a write, and which one was the newest
+// when it was sent. A lower one is of a cluster that was restored.
+func (s *share) wrote(now time.Time, sent, revision int64) {
+	if revision < sent {
+		s.newest, s.base, s.at = revision, 0, now
 	}
 }
 
@@ -135,7 +145,7 @@ func (s *share) step(now time.Time) bool {
 		return false
 	}
 	seen := s.at.Sub(s.since)
-	if seen < sharePeriod/2 {
+	if seen < sharePeriod/2 || seen.Seconds() < shareCount/s.budget {
 		return false
 	}
 	y := float64(s.newest-s.base) / seen.Seconds()

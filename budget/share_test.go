@@ -93,7 +93,7 @@ func (s *simulation) run(t *testing.T, end time.Duration, seed uint64) {
 				}
 			}
 			if at.Sub(c.at) > shareAsk && now-c.from > shareAsk { // it asks
-				c.observe(at, 1, revision)
+				c.observe(at, 1, revision, false)
 			}
 			if now < c.next {
 				continue
@@ -108,7 +108,7 @@ func (s *simulation) run(t *testing.T, end time.Duration, seed uint64) {
 		kept := onTheWay[:0]
 		for _, h := range onTheWay {
 			if h.at <= now {
-				h.to.observe(at, 1, h.revision)
+				h.to.observe(at, 1, h.revision, false)
 			} else {
 				kept = append(kept, h)
 			}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/session"
+	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -37,6 +38,7 @@ type Stage struct {
 	stepped time.Time
 	gate    gate
 	meter   meter
+	usual   Rates         // that was asked for before writes were slowed down
 	takes   time.Duration // that etcd takes for a write, smoothed
 	timer   *time.Timer
 	asks    map[string]*ask
@@ -54,14 +56,22 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 		return nil, fmt.Errorf("%w: the KV to write to is nil: use the client's", ErrConfig)
 	}
 	cfg = cfg.withDefaults()
-	s := &Stage{inner: inner, cfg: cfg, paces: cfg.paces(), asks: make(map[string]*ask)}
+	s := &Stage{inner: inner, cfg: cfg, paces: cfg.Paces(), asks: make(map[string]*ask)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.session = session.New(cfg.Lease, cfg.SessionTTL, context.Canceled)
 	if cfg.Shared {
 		s.share = newShare(cfg.Rates.Revisions)
 	}
 	now := time.Now()
+	s.gate.stale = max(3*cfg.BackendEvery, 3*askTimeout)
 	s.limiter = newLimiter(now, cfg.Rates, cfg.Burst, cfg.Weights, cfg.MaxWaiting)
+	s.limiter.refuses = func(now time.Time, c Cost) error {
+		err := s.gate.refuses(now, c)
+		if err == nil {
+			s.gate.flying += c.Bytes
+		}
+		return err
+	}
 	s.rules = newRules(cfg.Rules, s.limiter)
 	s.refresh(now)
 	return s, nil
@@ -75,7 +85,7 @@ func (s *Stage) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption)
 		return s.inner.Put(ctx, r)
 	}
 	cost := costPut(r)
-	g, err := s.admit(ctx, s.rules.of(r.Key), cost)
+	g, err := s.admit(ctx, s.ruleOf(r.Key), cost)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +99,7 @@ func (s *Stage) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...
 	if !s.paces {
 		return s.inner.DeleteRange(ctx, r)
 	}
-	g, err := s.admit(ctx, s.rules.of(r.Key), Cost{Revisions: 1})
+	g, err := s.admit(ctx, s.ruleOf(r.Key), Cost{Revisions: 1})
 	if err != nil {
 		return nil, err
 	}
@@ -107,14 +117,10 @@ func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption)
 	}
 	if cost == (Cost{}) {
 		resp, err := s.inner.Txn(ctx, r)
-		s.saw(resp.GetHeader())
+		s.saw(resp.GetHeader(), wire.Serializable(r))
 		return resp, err
 	}
-	var most *rule
-	each := func(key []byte) { most = s.rules.ofAll(most, key) }
-	keysOf(r.Success, each)
-	keysOf(r.Failure, each)
-	g, err := s.admit(ctx, most, cost)
+	g, err := s.admit(ctx, s.ruleOfAll(r), cost)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +136,7 @@ func (s *Stage) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption)
 // Range implements pb.KVClient.
 func (s *Stage) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
 	resp, err := s.inner.Range(ctx, r)
-	s.saw(resp.GetHeader())
+	s.saw(resp.GetHeader(), r.Serializable)
 	return resp, err
 }
 
@@ -147,30 +153,57 @@ func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.
 // SetRates changes the rates, at once and for those who wait already. Of a shared budget
 // Revisions is that of the cluster.
 func (s *Stage) SetRates(r Rates) error {
-	cfg := s.cfg
-	if cfg.Rates = r; cfg.Validate() != nil {
-		return cfg.Validate()
-	}
-	if !s.paces && cfg.paces() {
-		return fmt.Errorf("%w: Rates were zero and nothing else is paced: set them when the stage is made", ErrConfig)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cfg.Rates = r; s.share != nil {
+	cfg := s.cfg
+	cfg.Rates = r
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	if !s.paces && cfg.Paces() {
+		return fmt.Errorf("%w: Rates were zero and nothing else is paced: set them when the stage is made", ErrConfig)
+	}
+	if s.cfg = cfg; s.share != nil {
 		s.share.setBudget(r.Revisions)
 	}
 	s.move(time.Now())
 	return nil
 }
 
-// admit waits until there is budget for a write under a rule.
-func (s *Stage) admit(ctx context.Context, r *rule, cost Cost) (grant, error) {
+// pace is how a write is paced: with those of a rule, and whether it may wait.
+type pace struct {
+	*rule
+	reject bool
+}
+
+func (s *Stage) ruleOf(key []byte) pace {
+	r := s.rules.of(key)
+	return pace{r, r.Reject}
+}
+
+// ruleOfAll returns how a transaction is paced: as the most urgent of its keys, and refused
+// only where that is so of all of them.
+func (s *Stage) ruleOfAll(t *pb.TxnRequest) pace {
+	p := pace{reject: true}
+	each := func(key []byte) {
+		r := s.rules.of(key)
+		p.reject = p.reject && r.Reject
+		if p.rule == nil || r.Class.urgency() < p.Class.urgency() {
+			p.rule = r
+		}
+	}
+	keysOf(t.Success, each)
+	keysOf(t.Failure, each)
+	return p
+}
+
+// admit waits until there is budget for a write.
+func (s *Stage) admit(ctx context.Context, r pace, cost Cost) (grant, error) {
 	if err := ctx.Err(); err != nil {
 		return grant{}, err
 	}
 	s.mu.Lock()
 	now := time.Now()
-	s.meter.add(now, cost)
 	s.move(now)
 	g, wait, err := s.enter(ctx, now, r, cost)
 	s.mu.Unlock()
@@ -185,6 +218,7 @@ func (s *Stage) admit(ctx context.Context, r *rule, cost Cost) (grant, error) {
 		if wait.refused == nil {
 			s.stats.Delayed++
 		}
+		wait.seen = s.newest()
 		return wait.grant, wait.refused
 	case <-ctx.Done():
 	}
@@ -195,16 +229,20 @@ func (s *Stage) admit(ctx context.Context, r *rule, cost Cost) (grant, error) {
 		s.stats.Left++
 	} else if wait.refused == nil { // it went in the same moment
 		s.limiter.giveBack(time.Now(), wait.grant, cost)
+		s.gate.flying = max(0, s.gate.flying-cost.Bytes)
 	}
 	s.move(time.Now())
 	return grant{}, ctx.Err()
 }
 
 // enter is admit under mu. It returns who waits, where that is what it has to do.
-func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g grant, wait *waiter, err error) {
-	if a := allowanceOf(ctx); a != nil {
-		return a.draw(now, s.limiter, cost), nil, nil
+func (s *Stage) enter(ctx context.Context, now time.Time, r pace, cost Cost) (g grant, wait *waiter, err error) {
+	if a := s.allowanceOf(ctx); a != nil {
+		g = a.draw(now, s.limiter, cost)
+		g.seen = s.newest()
+		return g, nil, nil
 	}
+	s.meter.add(now, cost)
 	if err := s.gate.refuses(now, cost); err != nil {
 		s.stats.Refused++
 		return g, nil, err
@@ -212,6 +250,8 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g
 	g, ok := s.limiter.pass(now, &r.flow, cost)
 	if ok {
 		s.stats.Admitted++
+		s.gate.flying += cost.Bytes
+		g.seen = s.newest()
 		return g, nil, nil
 	}
 	expected := s.limiter.expect(now, &r.flow, cost)
@@ -219,10 +259,13 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g
 	if deadline, ok := ctx.Deadline(); ok {
 		may = max(0, deadline.Sub(now)-s.takes)
 	}
-	if r.Reject {
+	if r.reject {
 		may = 0
 	}
 	full := s.limiter.full(&r.flow)
+	if full {
+		expected = s.limiter.opens(now, &r.flow)
+	}
 	if !full && (may < 0 || expected <= may) {
 		if s.share != nil {
 			s.share.capped = true
@@ -230,6 +273,7 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g
 		wait = s.limiter.enter(&r.flow, cost)
 		s.move(now)
 		if wait.at == nil {
+			wait.seen = s.newest()
 			return wait.grant, nil, wait.refused
 		}
 		return g, wait, nil
@@ -238,10 +282,22 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r *rule, cost Cost) (g
 	if s.share != nil {
 		s.share.capped = true
 	}
+	after := expected
+	if !full {
+		after -= max(may, 0)
+	}
 	return g, nil, &LimitError{
 		Prefix: r.Prefix, Class: r.Class, Cost: cost, Limit: s.limiter.rates, Demand: s.meter.rates(now),
-		Waiting: r.flow.class.waiting, Wait: expected, RetryAfter: max(expected-max(may, 0), time.Millisecond), Full: full,
+		Waiting: r.flow.class.waiting, Wait: expected, RetryAfter: max(after, time.Millisecond), Full: full,
 	}
+}
+
+// newest returns the newest revision that was seen, where that is of interest.
+func (s *Stage) newest() int64 {
+	if s.share == nil {
+		return 0
+	}
+	return s.share.newest
 }
 
 // done is told how a write has ended that has taken g, and has spent this.
@@ -260,27 +316,27 @@ func (s *Stage) done(g grant, spent Cost, h *pb.ResponseHeader, err error) {
 	if unused := g.cost.minus(spent); unused != (Cost{}) {
 		s.limiter.giveBack(now, g, unused)
 	}
-	s.observe(now, h)
-	if s.gate.answered(now, spent, err) {
+	if s.share != nil && h != nil {
+		s.share.observe(now, h.ClusterId, h.Revision, false)
+		s.share.wrote(now, g.seen, h.Revision)
+	}
+	if err != nil {
+		spent.Bytes = 0 // of what is in the backend
+	}
+	if s.gate.answered(now, g.cost, spent, err) {
 		s.shut()
 	}
 	s.move(now)
 }
 
 // saw takes note of the header of a response to what is not paced.
-func (s *Stage) saw(h *pb.ResponseHeader) {
+func (s *Stage) saw(h *pb.ResponseHeader, stale bool) {
 	if s.share == nil || h == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.observe(time.Now(), h)
-}
-
-func (s *Stage) observe(now time.Time, h *pb.ResponseHeader) {
-	if s.share != nil && h != nil {
-		s.share.observe(now, h.ClusterId, h.Revision)
-	}
+	s.share.observe(time.Now(), h.ClusterId, h.Revision, stale)
 }
 
 // shut refuses, under mu, all that wait and would take space.
@@ -330,7 +386,17 @@ func (s *Stage) refresh(now time.Time) {
 	if d := s.gate.derived(s.cfg.Retention, s.cfg.CompactionInterval); d > 0 && (r.Bytes == 0 || d < r.Bytes) {
 		r.Bytes = d
 	}
-	if f := s.gate.factor(now); f < 1 {
+	f := s.gate.factor(now)
+	if f < 1 && r == (Rates{}) && s.usual == (Rates{}) { // what there is no limit for is slowed down from what it was
+		c := s.meter.cost(now)
+		s.usual = Rates{max(1, float64(c.Revisions)), max(1<<10, float64(c.Bytes))}
+	}
+	switch {
+	case f == 1:
+		s.usual = Rates{}
+	case r == (Rates{}):
+		r = s.usual.times(f)
+	default:
 		r = r.times(f)
 	}
 	if r != s.limiter.rates {
@@ -344,6 +410,7 @@ func (s *Stage) Close() error {
 	s.mu.Lock()
 	closed := s.closed
 	s.closed = true
+	s.gate.backend = Backend{} // nobody asks for it any more
 	s.cancel()
 	s.mu.Unlock()
 	if closed {

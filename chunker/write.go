@@ -237,6 +237,9 @@ func (w *write) guarded(ctx context.Context) (*pb.TxnResponse, error) {
 
 // admit asks Config.Admit for the proposals that stage the drafts of p, and for c.
 func (w *write) admit(ctx context.Context, p *plan, c *commit) (context.Context, func(), error) {
+	if w.s.cfg.Admit == nil {
+		return ctx, func() {}, nil
+	}
 	proposals, bytes := 0, 0
 	for _, d := range p.drafts {
 		for _, batch := range w.s.batches(d) {
@@ -246,7 +249,7 @@ func (w *write) admit(ctx context.Context, p *plan, c *commit) (context.Context,
 			}
 		}
 	}
-	if w.s.cfg.Admit == nil || proposals == 0 {
+	if proposals == 0 {
 		return ctx, func() {}, nil
 	}
 	return w.s.cfg.Admit(ctx, p.drafts[0].Key, proposals+1, bytes+quotaOverhead+c.bytes)

@@ -2,6 +2,7 @@ package coalesce
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -140,6 +141,12 @@ type Config struct {
 	// rule with SkipUnchanged or Max about 240 bytes, the key, and under Max the value.
 	// Default 8 MiB, at least 1 MiB.
 	RememberBytes int
+
+	// Admit, if it is not nil, is asked before a batch under the sequence of this process is
+	// sent, with a context that does not end after RequestTimeout: what paces proposals has
+	// it wait there. The batch is sent with the context that it returns, and done is called
+	// when that is over.
+	Admit func(ctx context.Context, r *pb.TxnRequest) (admitted context.Context, done func(), err error)
 
 	// Lease grants and keeps the lease of this process's sequence. It is granted when
 	// that is first needed, for PutAsync, Retry or SkipUnchanged, and revoked by Close.

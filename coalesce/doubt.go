@@ -93,7 +93,7 @@ func (s *Stage) inDoubt(f *flight, units []*unit, sent int64, err error) bool {
 	s.stats.retries.Add(1)
 	var became fate
 	var header *pb.ResponseHeader
-	known := s.insist(f, units, func(ctx context.Context) (err error) {
+	known := s.insist(f, s.sequence.settling(), units, func(ctx context.Context) (err error) {
 		became, header, err = s.sequence.settle(ctx)
 		return err
 	})
@@ -139,13 +139,17 @@ func (u *unit) ranged() bool {
 	return slices.ContainsFunc(u.ranges(), func(r keys.Range) bool { return !r.Single() })
 }
 
-// insist asks until there is an answer, and reports whether there was one: not where
+// insist asks r, by ask, until there is an answer, and reports whether there was one: not where
 // nobody waits any more, the stage is closed, or etcd refuses it.
-func (s *Stage) insist(f *flight, units []*unit, ask func(context.Context) error) bool {
+func (s *Stage) insist(f *flight, r *pb.TxnRequest, units []*unit, ask func(context.Context) error) bool {
 	for backoff := firstBackoff; ; backoff = min(2*backoff, lastBackoff) {
-		ctx, cancel := s.attempt(f)
-		err := ask(ctx)
-		cancel()
+		admitted, done, err := s.admit(f, r)
+		if err == nil {
+			ctx, cancel := s.attempt(f, admitted)
+			err = ask(ctx)
+			cancel()
+			done()
+		}
 		if err == nil {
 			return true
 		}
@@ -179,8 +183,9 @@ func (s *Stage) wasApplied(f *flight, units []*unit, h *pb.ResponseHeader, doubt
 	written := make(map[*unit]bool)
 	for batch := range slices.Chunk(evidence, minTxnOps) {
 		var resp *pb.TxnResponse
-		if !s.insist(f, guarded, func(ctx context.Context) (err error) {
-			resp, err = s.inner.Txn(ctx, &pb.TxnRequest{Success: batch})
+		read := &pb.TxnRequest{Success: batch}
+		if !s.insist(f, read, guarded, func(ctx context.Context) (err error) {
+			resp, err = s.inner.Txn(ctx, read)
 			return err
 		}) {
 			break

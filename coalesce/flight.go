@@ -14,7 +14,7 @@ import (
 // waits again should not be sent at once.
 func (s *Stage) send(f *flight) bool {
 	if f.kind == sequenced {
-		ctx, cancel := s.attempt(f)
+		ctx, cancel := s.attempt(f, f.ctx)
 		err := s.sequence.open(ctx)
 		cancel()
 		if err != nil {
@@ -45,18 +45,31 @@ func (s *Stage) send(f *flight) bool {
 	return true
 }
 
-// attempt returns the context of one request of a batch. The next batch under the sequence
-// has to wait for this one, so that none may take for ever.
-func (s *Stage) attempt(f *flight) (context.Context, context.CancelFunc) {
+// attempt returns the context of one request of a batch, of base. The next batch under the
+// sequence has to wait for this one, so that none may take for ever.
+func (s *Stage) attempt(f *flight, base context.Context) (context.Context, context.CancelFunc) {
 	if f.kind == plain {
-		return f.ctx, func() {}
+		return base, func() {}
 	}
-	return context.WithTimeout(f.ctx, s.cfg.RequestTimeout)
+	return context.WithTimeout(base, s.cfg.RequestTimeout)
+}
+
+// admit waits until a request of a batch may go, if it is paced.
+func (s *Stage) admit(f *flight, r *pb.TxnRequest) (admitted context.Context, done func(), err error) {
+	if s.cfg.Admit == nil || f.kind == plain || !wire.Writes(r) {
+		return f.ctx, func() {}, nil
+	}
+	return s.cfg.Admit(f.ctx, r)
 }
 
 // txn makes a request of a batch.
 func (s *Stage) txn(f *flight, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	ctx, cancel := s.attempt(f)
+	admitted, done, err := s.admit(f, r)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	ctx, cancel := s.attempt(f, admitted)
 	defer cancel()
 	return s.inner.Txn(ctx, r)
 }
@@ -131,7 +144,7 @@ func (s *Stage) lookBack(f *flight, u *unit, now []*mvccpb.KeyValue) ([]*mvccpb.
 		if now[i] != nil || u.lost || !u.old(i) {
 			continue
 		}
-		ctx, cancel := s.attempt(f)
+		ctx, cancel := s.attempt(f, f.ctx)
 		resp, err := s.inner.Range(ctx, &pb.RangeRequest{Key: opKey(op), Revision: u.since, KeysOnly: true})
 		cancel()
 		if err != nil {

@@ -158,11 +158,16 @@ func (s *sequence) look(found *pb.RangeResponse) (fate, int64) {
 	return unapplied, 0
 }
 
+// settling returns the transaction that settles.
+func (s *sequence) settling() *pb.TxnRequest {
+	return &pb.TxnRequest{Compare: s.compare(), Success: []*pb.RequestOp{s.put(settled)}, Failure: s.read()}
+}
+
 // settle finds out what has become of the last batch, which had no answer, and sees to
 // it that it is not applied from now on. Where it was applied the header is the one that
 // its answer would have had.
 func (s *sequence) settle(ctx context.Context) (fate, *pb.ResponseHeader, error) {
-	resp, err := s.inner.Txn(ctx, &pb.TxnRequest{Compare: s.compare(), Success: []*pb.RequestOp{s.put(settled)}, Failure: s.read()})
+	resp, err := s.inner.Txn(ctx, s.settling())
 	if err != nil {
 		return unapplied, nil, err
 	}
