@@ -92,6 +92,19 @@ func (f *fake) Range(context.Context, *pb.RangeRequest, ...grpc.CallOption) (*pb
 	return &pb.RangeResponse{Header: &pb.ResponseHeader{ClusterId: 1, Revision: f.revision}}, nil
 }
 
+// fails has writes fail from now on, or not.
+func (f *fake) fails(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fake) sent() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.puts)
+}
+
 func (f *fake) count(from, to time.Duration) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -201,7 +214,7 @@ func TestACancelledWait(t *testing.T) {
 		require.NoError(t, err)
 		require.Less(t, time.Since(e.began), 300*ms)
 		require.EqualValues(t, 50, kv.Stats().Left)
-		require.Len(t, e.puts, 3)
+		require.Equal(t, 3, e.sent())
 	})
 }
 
@@ -269,9 +282,9 @@ func TestNoSpace(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		e.err = rpctypes.ErrNoSpace
+		e.fails(rpctypes.ErrNoSpace)
 		waits.Wait()
-		sent := len(e.puts)
+		sent := e.sent()
 		require.Equal(t, 3, sent, "the first that waited was told by etcd, the others by what it was told")
 		err := put()
 		var none *NoSpaceError
@@ -279,9 +292,9 @@ func TestNoSpace(t *testing.T) {
 		require.ErrorIs(t, err, rpctypes.ErrNoSpace, "callers who look for etcd's find it")
 		_, err = kv.Delete(t.Context(), "k")
 		require.ErrorIs(t, err, rpctypes.ErrNoSpace, "it was sent: the fake refuses all")
-		require.Len(t, e.puts, sent+1)
+		require.Equal(t, sent+1, e.sent())
 
-		e.err = nil
+		e.fails(nil)
 		require.ErrorIs(t, put(), ErrNoSpace, "nobody knows yet")
 		time.Sleep(probeEvery)
 		require.NoError(t, put())
@@ -293,12 +306,12 @@ func TestNoSpace(t *testing.T) {
 // TestTooManyRequests slows writes down, and less and less.
 func TestTooManyRequests(t *testing.T) {
 	bubble(t, Config{Rates: Rates{Revisions: 1000}}, func(t *testing.T, e *fake, kv *KV) {
-		e.err = rpctypes.ErrTooManyRequests
+		e.fails(rpctypes.ErrTooManyRequests)
 		for range 3 {
 			_, err := kv.Put(t.Context(), "k", "v")
 			require.Equal(t, rpctypes.ErrTooManyRequests, err)
 		}
-		e.err = nil
+		e.fails(nil)
 		require.InDelta(t, 125, kv.Stats().Limit.Revisions, 1)
 		time.Sleep(5 * time.Second)
 		_, err := kv.Put(t.Context(), "k", "v")
@@ -404,7 +417,7 @@ func TestOverload(t *testing.T) {
 		}
 		require.Equal(t, ms, slices.Max(took), "what is critical and within its share does not wait at all")
 		require.LessOrEqual(t, kv.Stats().Waiting, 1000)
-		t.Logf("%d writes went; %+v", len(e.puts), kv.Stats())
+		t.Logf("%d writes went; %+v", e.sent(), kv.Stats())
 	})
 }
 

@@ -136,10 +136,10 @@ func TestASilentBackend(t *testing.T) {
 // TestSpaceIsFoundByTransactionsThatDoNotPut: etcd refuses them for what they could put.
 func TestSpaceIsFoundByTransactionsThatDoNotPut(t *testing.T) {
 	bubble(t, Config{Rates: Rates{Revisions: 1000}}, func(t *testing.T, e *fake, kv *KV) {
-		e.err = rpctypes.ErrNoSpace
+		e.fails(rpctypes.ErrNoSpace)
 		_, err := kv.Put(t.Context(), "k", "v")
 		require.ErrorIs(t, err, rpctypes.ErrNoSpace)
-		e.err = nil
+		e.fails(nil)
 		time.Sleep(probeEvery)
 		for range 10 {
 			_, err := kv.Txn(t.Context()).If(clientv3.Compare(clientv3.Version("lock"), "=", 0)).Then(clientv3.OpPut("lock", "me")).Commit()

@@ -14,10 +14,7 @@ import (
 // waits again should not be sent at once.
 func (s *Stage) send(f *flight) bool {
 	if f.kind == sequenced {
-		ctx, cancel := s.attempt(f, f.ctx)
-		err := s.sequence.open(ctx)
-		cancel()
-		if err != nil {
+		if err := s.open(f); err != nil {
 			if wire.Is(err, rpctypes.ErrPermissionDenied) {
 				err = &SequenceError{Prefix: s.cfg.SequencePrefix, Err: err}
 			}
@@ -43,6 +40,21 @@ func (s *Stage) send(f *flight) bool {
 		}
 	}
 	return true
+}
+
+// open makes a key of the process where there is none.
+func (s *Stage) open(f *flight) error {
+	if s.sequence.key != nil {
+		return nil
+	}
+	admitted, done, err := s.admit(f, &pb.TxnRequest{Success: []*pb.RequestOp{s.sequence.put(settled)}})
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := s.attempt(f, admitted)
+	defer cancel()
+	return s.sequence.open(ctx)
 }
 
 // attempt returns the context of one request of a batch, of base. The next batch under the
