@@ -14,39 +14,31 @@ import (
 // ask is something that the stage asks etcd by itself, one at a time.
 type ask struct {
 	running bool
-	last    time.Time // when it ended last
+	last    time.Time     // when it was answered last; zero where that has failed
+	failed  time.Time     // when it has failed last
+	first   chan struct{} // closed, and then nil, when it has ended for the first time
 }
+
+// asks is what the stage asks.
+type asks struct{ backend, clients, revision ask }
 
 const (
 	askTimeout = 5 * time.Second
+	askAgain   = time.Second // after a failure
 	countEvery = time.Second // how often registered clients are counted
 )
 
 // askWhatIsDue asks, under mu, what is due: only while there are writes, which call it.
 func (s *Stage) askWhatIsDue(now time.Time) {
-	if s.cfg.Backend != nil {
-		every := s.cfg.BackendEvery
-		if s.gate.slowed(now) {
-			every = min(every, time.Second)
-		}
-		s.ask(now, "backend", every, s.askBackend)
-	}
-	if s.cfg.Register {
-		s.ask(now, "clients", countEvery, s.askClients)
-	}
-	if s.share != nil && s.limiter.waiting() && now.Sub(s.share.at) > shareAsk {
-		s.ask(now, "revision", shareAsk, s.askRevision)
-	}
+	s.mayAsk(now, &s.asks.backend, s.cfg.Backend != nil && s.gate.due(now, s.asks.backend.last, s.cfg.BackendEvery), s.askBackend)
+	s.mayAsk(now, &s.asks.clients, s.cfg.Register && now.Sub(s.asks.clients.last) >= countEvery, s.askClients)
+	s.mayAsk(now, &s.asks.revision, s.share != nil && s.limiter.waiting() && now.Sub(s.share.at) > shareAsk, s.askRevision)
 }
 
-// ask has f asked, unless that is being done, or was a moment ago.
-func (s *Stage) ask(now time.Time, name string, every time.Duration, f func(context.Context) error) {
-	a := s.asks[name]
-	if a == nil {
-		a = &ask{}
-		s.asks[name] = a
-	}
-	if a.running || now.Sub(a.last) < every || s.closed {
+// mayAsk has f asked where it is due, unless that is being done, or has failed a moment
+// ago.
+func (s *Stage) mayAsk(now time.Time, a *ask, due bool, f func(context.Context) error) {
+	if !due || a.running || s.closed || now.Sub(a.failed) < askAgain {
 		return
 	}
 	a.running = true
@@ -56,17 +48,26 @@ func (s *Stage) ask(now time.Time, name string, every time.Duration, f func(cont
 		err := f(ctx)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err != nil {
-			s.stats.AskErrors++
-		}
 		now := time.Now()
-		a.running, a.last = false, now
+		if a.running, a.last = false, now; err != nil {
+			s.stats.AskErrors++
+			a.failed, a.last = now, time.Time{}
+		}
+		if a.first != nil {
+			close(a.first)
+			a.first = nil
+		}
 		s.move(now)
 	})
 }
 
 // askBackend asks for the state of the backend.
 func (s *Stage) askBackend(ctx context.Context) error {
+	s.mu.Lock()
+	asked := time.Now()
+	s.gate.mark(asked)
+	before := s.gate.marks[0]
+	s.mu.Unlock()
 	b, err := s.cfg.Backend(ctx)
 	if err != nil {
 		return err
@@ -76,7 +77,7 @@ func (s *Stage) askBackend(ctx context.Context) error {
 	if b.Quota == 0 {
 		b.Quota = s.cfg.Quota
 	}
-	if s.gate.observe(time.Now(), b, s.cfg.Retention+s.cfg.CompactionInterval) {
+	if s.gate.observe(time.Now(), asked, before, b, s.cfg.Retention+s.cfg.CompactionInterval) {
 		s.shut()
 	}
 	return nil

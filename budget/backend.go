@@ -5,23 +5,30 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
+
+// membersTimeout bounds the wait for a member: what it would say is late then.
+const membersTimeout = 5 * time.Second
 
 // Members returns a function for Config.Backend that asks all members of the cluster of
 // cli, with its TLS and user. Members that do not answer are left out; it is an error if
 // that is all of them. Members of etcd 3.5 do not say what their quota is: see Config.Quota.
 func Members(cli *clientv3.Client) func(context.Context) (Backend, error) {
 	return func(ctx context.Context) (Backend, error) {
-		h, err := lookHealth(ctx, cli, 5*time.Second, healthBounds{}, clientv3.WithSerializable())
+		answers, err := askMembers(ctx, cli, membersTimeout, clientv3.WithSerializable())
 		if err != nil {
 			return Backend{}, err
 		}
-		return h.backend()
+		return newHealth(time.Now(), answers, nil, nil, healthBounds{}).backend()
 	}
 }
+
+// isNoSpace reports whether an error of a member's is that the alarm is armed.
+func isNoSpace(e string) bool { return strings.Contains(e, "alarm:"+alarmNoSpace) }
 
 // backend returns the state of the member with the least room.
 func (h Health) backend() (b Backend, err error) {
@@ -43,10 +50,11 @@ func (h Health) backend() (b Backend, err error) {
 		}
 		answered = true
 		b.Lag = max(b.Lag, m.Lag)
+		// Members tell of alarms; to ask for the alarms themselves would be a proposal.
+		b.NoSpace = b.NoSpace || slices.ContainsFunc(m.Errors, isNoSpace)
 	}
 	if !answered {
 		return b, errors.Join(errs...)
 	}
-	b.NoSpace = slices.ContainsFunc(h.Alarms, func(a HealthAlarm) bool { return a.Alarm == alarmNoSpace })
 	return b, nil
 }

@@ -25,14 +25,27 @@ type gate struct {
 	probed  time.Time // when a write was last let through to find out whether it still is so
 
 	backend Backend
-	seen    time.Time     // when
+	seen    time.Time     // when it was asked for
 	stale   time.Duration // after which it says nothing any more
-	flying  int           // bytes of writes that were let go and have no answer yet
-	written int           // bytes that this client has written since backend was seen
+	growth  float64       // bytes a second, of everybody, between two looks
+	grown   Backend       // as it was at the second of these
+	grownAt time.Time
+	looks   int // so many that growth is of
+	flying  int // bytes of writes that were let go and have no answer yet
+	written int // bytes that this client has written
+	known   int // of those, what backend counts already, for certain
+	marks   [2]mark
 	lows    [2]low
 
 	pressure float64 // what part of the rates may go: etcd has too many requests
 	eased    time.Time
+}
+
+// mark is how much had been written at a time. Of the two that a gate keeps the older one
+// is at least commitLag old.
+type mark struct {
+	at      time.Time
+	written int
 }
 
 // low is the least that was in use in some time: after a compaction.
@@ -47,7 +60,22 @@ const (
 	slowFrom  = healthWarnQuota  // of the quota in use: from here on writes are slowed down
 	slowUntil = healthErrorQuota // of the quota in use: and as good as stopped here
 	stopShare = 0.02             // of the quota: what is kept free for whoever does not know of it
-	slack     = 64 << 10
+	slack     = 64 << 10         // and that many bytes may be written before the backend was seen
+
+	// commitLag is for how long a write may not show in a member's size, which follows a
+	// commit of the backend: every 100 ms (defaultBatchInterval in server/storage/backend),
+	// and a follower has to apply it before.
+	commitLag = 250 * time.Millisecond
+	// inflation is how many bytes of pages the quota's byte takes at the most: two values of
+	// 1,950 bytes do not fit into one page, and are a leaf of two.
+	inflation = 2
+
+	// The backend is looked at again when this part of what is free of the quota may have been
+	// written, by this client or, as fast as between the last two looks, by all; but not more often than
+	// every lookLeast.
+	lookPart   = 1.0 / 8
+	lookLeast  = 100 * time.Millisecond
+	lookSlowed = time.Second // where writes are slowed down, or nothing is known yet
 
 	lagFrom  = 1000 // entries; etcd refuses requests above 5000 (maxGapBetweenApplyAndCommitIndex)
 	lagUntil = 5000
@@ -74,21 +102,54 @@ func (g *gate) refuses(now time.Time, cost Cost) error {
 		return nil
 	}
 	free := b.Size - b.InUse
-	size := b.Size + max(0, int64(g.written+g.flying)-free)
+	size := b.Size + max(0, g.ahead(now)-free)
 	kept := int64(slack)
 	if float64(free) < stopShare*5*float64(b.Quota) {
 		kept = max(kept, int64(stopShare*float64(b.Quota)))
 	}
-	if size+int64(cost.Bytes) >= b.Quota-min(kept, b.Quota/4) {
+	if size+inflation*int64(cost.Bytes) >= b.Quota-min(kept, b.Quota/4) {
 		return &QuotaError{Backend: b, Cost: cost}
 	}
 	return nil
+}
+
+// ahead returns how many bytes of pages the backend may have taken since it was seen.
+func (g *gate) ahead(now time.Time) int64 {
+	mine := inflation * int64(g.written-g.known+g.flying)
+	return max(mine, int64(g.growth*now.Sub(g.seen).Seconds()))
+}
+
+// blind reports whether cost is to wait until the backend was seen for the first time.
+func (g *gate) blind(cost Cost) bool {
+	return g.looks == 0 && cost.Bytes > 0 && g.written+g.flying+cost.Bytes > slack
+}
+
+// due reports whether the backend is to be looked at, where that is done every so often,
+// and was for the last time at last.
+func (g *gate) due(now, last time.Time, every time.Duration) bool {
+	since := now.Sub(last)
+	if g.noSpace || g.looks < 2 || g.factor(now) < 1 {
+		every = min(every, lookSlowed)
+	}
+	if since >= every || last.IsZero() {
+		return true
+	}
+	room := max(float64(g.backend.Quota-g.backend.Size), stopShare*float64(g.backend.Quota))
+	return since >= lookLeast && room > 0 && float64(g.ahead(now)) >= lookPart*room
+}
+
+// mark sees to it that marks[0] is of a time that is long enough ago.
+func (g *gate) mark(now time.Time) {
+	if now.Sub(g.marks[1].at) >= commitLag {
+		g.marks[0], g.marks[1] = g.marks[1], mark{now, g.written}
+	}
 }
 
 // answered is told how a write that could take cost was answered, and what it has spent. It
 // reports whether nothing can be written any more.
 func (g *gate) answered(now time.Time, cost, spent Cost, err error) (closed bool) {
 	g.flying = max(0, g.flying-cost.Bytes)
+	g.mark(now)
 	if g.written += spent.Bytes; err == nil && cost.Bytes > 0 {
 		// etcd refuses what could take space, whether it would or not.
 		g.noSpace = false
@@ -110,11 +171,17 @@ func (g *gate) close(now time.Time) bool {
 	return true
 }
 
-// observe is told of the state of the backend. Window is over how long its size is at its
-// least once, 0 where that is of no interest. It reports whether nothing can be written any
-// more.
-func (g *gate) observe(now time.Time, b Backend, window time.Duration) (closed bool) {
-	g.backend, g.seen, g.written = b, now, 0
+// observe is told of the state of the backend, which was asked for at a time, when marks[0]
+// was before. Window is over how long its size is at its least once, 0 where that is of no
+// interest. It reports whether nothing can be written any more.
+func (g *gate) observe(now, asked time.Time, before mark, b Backend, window time.Duration) (closed bool) {
+	if d := asked.Sub(g.grownAt); d >= commitLag {
+		if !g.grownAt.IsZero() {
+			g.growth = max(0, float64(max(b.Size-g.grown.Size, b.InUse-g.grown.InUse))) / d.Seconds()
+		}
+		g.grown, g.grownAt, g.looks = b, asked, g.looks+1
+	}
+	g.backend, g.seen, g.known = b, asked, before.written
 	if l := &g.lows[0]; l.from.IsZero() || now.Sub(l.from) > window {
 		g.lows[1], g.lows[0] = g.lows[0], low{now, b.InUse}
 	} else {
@@ -157,7 +224,7 @@ func (g *gate) factor(now time.Time) float64 {
 		return f
 	}
 	if b := g.backend; b.Quota > 0 {
-		used := (float64(b.InUse) + float64(g.written+g.flying)) / float64(b.Quota)
+		used := float64(b.InUse+g.ahead(now)) / float64(b.Quota)
 		f = min(f, fall(used, slowFrom, slowUntil))
 	}
 	return min(f, fall(float64(g.backend.Lag), lagFrom, lagUntil))
@@ -170,9 +237,6 @@ func (g *gate) factorOf() float64 {
 	}
 	return g.pressure
 }
-
-// slowed reports whether the state of the backend is worth asking for more often.
-func (g *gate) slowed(now time.Time) bool { return g.noSpace || g.factor(now) < 1 }
 
 // fall falls from 1 at from to 1/20 at until.
 func fall(x, from, until float64) float64 {

@@ -80,6 +80,7 @@ type healthClient interface {
 	MemberList(context.Context, ...clientv3.OpOption) (*clientv3.MemberListResponse, error)
 	Status(context.Context, string) (*clientv3.StatusResponse, error)
 	AlarmList(context.Context) (*clientv3.AlarmResponse, error)
+	Endpoints() []string
 }
 
 // NewMonitor returns a monitor of the cluster of cli, which is to be closed after it.
@@ -177,34 +178,81 @@ func (m *Monitor) round(levels map[HealthID]HealthLevel) {
 // while its connection stands.
 const healthAttempts = 3
 
-// lookHealth asks all members. It waits for the slowest one, for timeout at the most per
-// client URL.
+// lookHealth asks all members, and for the alarms. It waits for the slowest one, for
+// timeout at the most per client URL.
 func lookHealth(ctx context.Context, cli healthClient, timeout time.Duration, bounds healthBounds, opts ...clientv3.OpOption) (Health, error) {
 	var (
-		all       sync.WaitGroup
+		asked     sync.WaitGroup
 		alarms    *clientv3.AlarmResponse
 		alarmsErr error
 	)
-	all.Go(func() {
-		alarms, alarmsErr = attempted(ctx, timeout, cli.AlarmList)
-	})
-	list, err := attempted(ctx, timeout, func(ctx context.Context) (*clientv3.MemberListResponse, error) {
-		return cli.MemberList(ctx, opts...)
-	})
+	asked.Go(func() { alarms, alarmsErr = attempted(ctx, timeout, cli.AlarmList) })
+	answers, err := askMembers(ctx, cli, timeout, opts...)
+	asked.Wait()
 	if err != nil {
-		all.Wait()
-		return Health{}, fmt.Errorf("budget: asking for the members of the cluster: %w", err)
+		return Health{}, err
 	}
-	answers := make([]healthAnswer, len(list.Members))
-	for i, member := range list.Members {
-		all.Go(func() { answers[i] = askHealth(ctx, cli, member, timeout) })
-	}
-	all.Wait()
 	var raised []*pb.AlarmMember
 	if alarmsErr == nil {
 		raised = alarms.Alarms
 	}
 	return newHealth(time.Now(), answers, raised, alarmsErr, bounds), nil
+}
+
+// askMembers asks all members how they are.
+func askMembers(ctx context.Context, cli healthClient, timeout time.Duration, opts ...clientv3.OpOption) ([]healthAnswer, error) {
+	list, err := attempted(ctx, timeout, func(ctx context.Context) (*clientv3.MemberListResponse, error) {
+		return cli.MemberList(ctx, opts...)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("budget: asking for the members of the cluster: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		all     sync.WaitGroup
+		mu      sync.Mutex
+		answers = make([]healthAnswer, len(list.Members))
+		left    = len(answers)
+	)
+	answered := func(i int, a healthAnswer) {
+		mu.Lock()
+		defer mu.Unlock()
+		if answers[i].status != nil {
+			return
+		}
+		if answers[i] = a; a.status != nil {
+			if left--; left == 0 {
+				cancel()
+			}
+		}
+	}
+	advertised := make(map[string]bool)
+	for i, member := range list.Members {
+		for _, url := range member.ClientURLs {
+			advertised[url] = true
+		}
+		all.Go(func() { answered(i, askHealth(ctx, cli, member, timeout)) })
+	}
+	// Members may advertise what is not reached from here. The client's endpoints are.
+	for _, endpoint := range cli.Endpoints() {
+		if advertised[endpoint] {
+			continue
+		}
+		all.Go(func() {
+			status, err := within(ctx, timeout, func(ctx context.Context) (*clientv3.StatusResponse, error) { return cli.Status(ctx, endpoint) })
+			if err != nil {
+				return
+			}
+			for i, member := range list.Members {
+				if member.ID == status.Header.GetMemberId() {
+					answered(i, healthAnswer{member: member, endpoint: endpoint, status: status})
+				}
+			}
+		})
+	}
+	all.Wait()
+	return answers, nil
 }
 
 func attempted[T any](ctx context.Context, timeout time.Duration, ask func(context.Context) (T, error)) (answer T, err error) {

@@ -46,6 +46,9 @@ func (p *pretendedMembers) Status(ctx context.Context, endpoint string) (*client
 	return s, nil
 }
 
+// Endpoints returns none: what is asked is what the members advertise.
+func (p *pretendedMembers) Endpoints() []string { return nil }
+
 func (p *pretendedMembers) AlarmList(context.Context) (*clientv3.AlarmResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -334,3 +334,47 @@ func BenchmarkPut(b *testing.B) {
 	defer kv.Close()
 	paired.Benchmark(b, nil, func() { cli.Put(b.Context(), "k", "v") }, func() { kv.Put(b.Context(), "k", "v") })
 }
+
+// TestTheQuotaIsNotReached by a crowd that nothing else holds back, whatever their values
+// take of pages.
+func TestTheQuotaIsNotReached(t *testing.T) {
+	for _, c := range []struct {
+		quota, value int
+	}{{16 << 20, 700}, {16 << 20, 1950}, {16 << 20, 60 << 10}, {128 << 20, 4100}, {128 << 20, 1 << 20}} {
+		t.Run(fmt.Sprintf("quota=%d/value=%d", c.quota, c.value), func(t *testing.T) {
+			cli := etcdtest.Start(t, 1, func(e *embed.Config) { e.QuotaBackendBytes = int64(c.quota) }).Client(t)
+			kv, err := NewKV(cli.KV, Config{Backend: Members(cli)})
+			require.NoError(t, err)
+			defer kv.Close()
+			value := strings.Repeat("x", c.value)
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			var all sync.WaitGroup
+			for i := range 32 {
+				all.Go(func() {
+					for refused := 0; refused < 100; {
+						_, err := kv.Put(t.Context(), fmt.Sprint("k", i), value)
+						switch {
+						case err == nil:
+							refused = 0
+						case !errors.Is(err, ErrQuota):
+							t.Error(err)
+							return
+						default: // at once
+							refused++
+							<-tick.C
+						}
+					}
+				})
+			}
+			all.Wait()
+			st, err := cli.Status(t.Context(), cli.Endpoints()[0])
+			require.NoError(t, err)
+			t.Logf("%.3f of the quota", float64(st.DbSize)/float64(c.quota))
+			require.Greater(t, st.DbSize, int64(c.quota)*3/4)
+			alarms, err := cli.AlarmList(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, alarms.Alarms)
+		})
+	}
+}

@@ -217,7 +217,7 @@ func reclaimDoubt(h Health, voters []HealthID, applied int64, opts ReclaimOption
 			return doubt(m.err, "it does not answer: %s: %s", m.Error, adviseReach)
 		}
 		for _, e := range m.Errors {
-			if !strings.Contains(e, "alarm:"+alarmNoSpace) {
+			if !isNoSpace(e) {
 				return doubt(nil, "it has the error %q: repair it first", e)
 			}
 		}

@@ -41,7 +41,7 @@ type Stage struct {
 	usual   Rates         // that was asked for before writes were slowed down
 	takes   time.Duration // that etcd takes for a write, smoothed
 	timer   *time.Timer
-	asks    map[string]*ask
+	asks    asks
 	stats   Stats
 }
 
@@ -56,7 +56,10 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 		return nil, fmt.Errorf("%w: the KV to write to is nil: use the client's", ErrConfig)
 	}
 	cfg = cfg.withDefaults()
-	s := &Stage{inner: inner, cfg: cfg, paces: cfg.Paces(), asks: make(map[string]*ask)}
+	s := &Stage{inner: inner, cfg: cfg, paces: cfg.Paces()}
+	if cfg.Backend != nil {
+		s.asks.backend.first = make(chan struct{})
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.session = session.New(cfg.Lease, cfg.SessionTTL, context.Canceled)
 	if cfg.Shared {
@@ -205,6 +208,17 @@ func (s *Stage) admit(ctx context.Context, r pace, cost Cost) (grant, error) {
 	s.mu.Lock()
 	now := time.Now()
 	s.move(now)
+	if first := s.asks.backend.first; first != nil && s.gate.blind(cost) {
+		s.mu.Unlock()
+		select {
+		case <-first:
+		case <-s.ctx.Done():
+		case <-ctx.Done():
+			return grant{}, ctx.Err()
+		}
+		s.mu.Lock()
+		now = time.Now()
+	}
 	g, wait, err := s.enter(ctx, now, r, cost)
 	s.mu.Unlock()
 	if wait == nil {
