@@ -77,8 +77,9 @@ func TestWhatIsWrongWithABudget(t *testing.T) {
 	s := newSide(t)
 	_, err := New(s.cli, Config{
 		Budget: budget.Config{Rules: []budget.Rule{{Prefix: "a"}}, Rates: budget.Rates{Bytes: -1}},
-		Rules:  []Rule{{Prefix: "a", Class: 9}},
+		Rules:  []Rule{{Prefix: "a", Class: 9}, {Prefix: "b"}, {Prefix: "b"}},
 	})
+	require.Equal(t, 1, strings.Count(err.Error(), `the prefix "b"`), "said once: %v", err)
 	require.ErrorContains(t, err, "Config.Budget.Rules is set: set Config.Rules in its place")
 	require.ErrorContains(t, err, "Rates.Bytes is -1")
 	require.ErrorContains(t, err, "Class(9)")

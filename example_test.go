@@ -56,7 +56,7 @@ func pace(cli *clientv3.Client) error {
 		Budget: budget.Config{
 			// What all clients of the cluster may write, together: they see each other by
 			// the revision that etcd answers.
-			Rates: budget.Rates{Revisions: 500}, Shared: true,
+			Rates: budget.Rates{Revisions: 500}, Shared: true, Register: true,
 			// Slow down near the quota, and stop before it.
 			Backend: budget.Members(cli),
 		},

@@ -84,6 +84,10 @@ type Rule struct {
 	Reject bool         // what cannot go at once is refused
 }
 
+// ErrNotSent is matched by errors of the stages that refuse a write before anything was
+// sent: it was not applied, and may be tried again.
+var ErrNotSent = wire.ErrNotSent
+
 // ErrUnknownRequest is matched by the error for a request, or a part of one, that
 // this version does not know. Nothing was sent.
 var ErrUnknownRequest = wire.ErrUnknownRequest
@@ -161,10 +165,10 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 	}
 	var errs []error
 	if len(c.Coalesce.Rules) > 0 {
-		errs = append(errs, errors.New("kvwrap: Config.Coalesce.Rules is set: set Config.Rules in its place"))
+		errs = append(errs, fmt.Errorf("%w: Config.Coalesce.Rules is set: set Config.Rules in its place", coalesce.ErrConfig))
 	}
 	if len(c.Budget.Rules) > 0 {
-		errs = append(errs, errors.New("kvwrap: Config.Budget.Rules is set: set Config.Rules in its place"))
+		errs = append(errs, fmt.Errorf("%w: Config.Budget.Rules is set: set Config.Rules in its place", budget.ErrConfig))
 	}
 	if c.Chunk.Admit != nil || c.Coalesce.Admit != nil {
 		errs = append(errs, errors.New("kvwrap: Config.Chunk.Admit or Config.Coalesce.Admit is set: set Config.Budget in their place"))
@@ -173,7 +177,13 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 		c.Budget.Lease = c.Chunk.Lease
 	}
 	c.Coalesce.Rules, c.Budget.Rules = nil, nil
+	prefixes := make(map[string]bool)
 	for _, r := range c.Rules {
+		if prefixes[r.Prefix] { // once, and not by each stage
+			errs = append(errs, fmt.Errorf("%w: two of Config.Rules for the prefix %q: leave one", coalesce.ErrConfig, r.Prefix))
+			continue
+		}
+		prefixes[r.Prefix] = true
 		c.Coalesce.Rules = append(c.Coalesce.Rules, coalesce.Rule{
 			Prefix: r.Prefix, Mode: r.Coalesce, Transactions: r.Transactions, StaleReads: r.StaleReads,
 			SkipUnchanged: r.SkipUnchanged, Retry: r.Retry, Linger: r.Linger, FlushEvery: r.FlushEvery,

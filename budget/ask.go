@@ -50,7 +50,7 @@ func (s *Stage) mayAsk(now time.Time, a *ask, due bool, f func(context.Context) 
 		defer s.mu.Unlock()
 		now := time.Now()
 		if a.running, a.last = false, now; err != nil {
-			s.stats.AskErrors++
+			s.askErrors++
 			a.failed, a.last = now, time.Time{}
 		}
 		if a.first != nil {

@@ -47,7 +47,7 @@ type Rule struct {
 }
 
 // Config configures a budget. The meaning of a zero field is its default; a Config is
-// copied and never changed. Without any of Revisions, Bytes and Retention nothing is paced.
+// copied and never changed. Without Rates and Backend nothing is paced, and it costs nothing.
 type Config struct {
 	// Rates is what may be proposed in a second: revisions, one for each put, delete or
 	// transaction, and bytes as etcd's quota counts them. Zero is no limit.
@@ -67,11 +67,14 @@ type Config struct {
 
 	// Shared makes Rates.Revisions what all clients of the cluster together may take, others
 	// than those of this package included: each client follows the revision in the headers
-	// of its responses and takes what is left to it.
+	// of its responses and takes what is left to it. Without Register a client does not know
+	// how many there are: it begins with a 500th, is at its part after some 3 seconds where
+	// nobody else writes, and all are within a tenth of it after 15.
 	Shared bool
 	// Register has clients of a shared budget count each other by keys on leases, so that a
-	// client starts with its part and gives way to a new one at once. It takes one revision
-	// for each client, once. It needs Lease.
+	// client starts with its part and gives way to a new one within a second or so; its
+	// first write waits until it is registered. It takes one revision for each client, once. It
+	// needs Lease.
 	Register bool
 	// Lease grants the leases of Register.
 	Lease clientv3.Lease
@@ -82,20 +85,24 @@ type Config struct {
 	SessionTTL time.Duration
 
 	// Backend asks for the state of the backend, see [Members]. Where it is set, writes are
-	// slowed down when the backend comes near its quota, or a member falls behind, and
-	// refused before the quota is reached. It is asked while there are writes, and every
-	// BackendEvery at the most.
+	// slowed down from four fifths of the quota on, or when a member falls behind, and
+	// refused where less than a fiftieth of the quota is free, so that the alarm NOSPACE is
+	// not raised: not by writes that go through this client, however fast they are, nor by
+	// others that grow about as fast as before. It is asked while there are writes: every
+	// BackendEvery, every second where writes are slowed down, and when an eighth of what is
+	// free may have been written. Before it has answered for the first time, 64 KiB go;
+	// where it fails for half a minute it says nothing any more, and writes go on.
 	Backend func(context.Context) (Backend, error)
 	// Quota is that of members which do not say, those of etcd 3.5, in bytes: their
 	// --quota-backend-bytes. Zero is none: such members are not watched then.
 	Quota int64
-	// BackendEvery is 10 seconds by default, and a second where writes are slowed down.
+	// BackendEvery is how often Backend is asked. The default is 10 seconds.
 	BackendEvery time.Duration
 	// Retention is for how long revisions are kept before they are compacted, and
 	// CompactionInterval how often that is done, as the cluster does it. Where Retention is
 	// set, a rate of bytes is derived that keeps the backend within four fifths of its
 	// quota: (0.8 quota - in use after a compaction) / (Retention + CompactionInterval).
-	// It needs Backend.
+	// It needs Backend. Zero is none.
 	Retention, CompactionInterval time.Duration
 }
 
@@ -107,19 +114,23 @@ func (c Config) Validate() error {
 	wrong := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrConfig}, args...)...))
 	}
-	positive := func(name string, v float64) {
+	rate := func(name string, v float64) {
 		if v < 0 || math.IsNaN(v) || math.IsInf(v, 0) {
-			wrong("%s is %v: it is to be positive, or zero for its default", name, v)
+			wrong("%s is %v: it is to be positive, or zero for no limit", name, v)
 		}
 	}
-	positive("Rates.Revisions", c.Rates.Revisions)
-	positive("Rates.Bytes", c.Rates.Bytes)
+	rate("Rates.Revisions", c.Rates.Revisions)
+	rate("Rates.Bytes", c.Rates.Bytes)
 	for _, d := range []struct {
 		name string
 		d    time.Duration
-	}{{"Burst", c.Burst}, {"SessionTTL", c.SessionTTL}, {"BackendEvery", c.BackendEvery}, {"Retention", c.Retention}, {"CompactionInterval", c.CompactionInterval}} {
+		zero string
+	}{
+		{"Burst", c.Burst, "its default"}, {"SessionTTL", c.SessionTTL, "its default"}, {"BackendEvery", c.BackendEvery, "its default"},
+		{"Retention", c.Retention, "none"}, {"CompactionInterval", c.CompactionInterval, "none"},
+	} {
 		if d.d < 0 {
-			wrong("%s is %v: it is to be positive, or zero for its default", d.name, d.d)
+			wrong("%s is %v: it is to be positive, or zero for %s", d.name, d.d, d.zero)
 		}
 	}
 	for class, w := range c.Weights {
@@ -184,9 +195,7 @@ func (c Config) withDefaults() Config {
 }
 
 // Paces reports whether anything is held back.
-func (c Config) Paces() bool {
-	return c.Rates != Rates{} || c.Retention > 0 || c.Backend != nil
-}
+func (c Config) Paces() bool { return c.Rates != Rates{} || c.Backend != nil }
 
 // rules finds the rule of a key.
 type rules []*rule // the longest prefix first; the last one is for every key

@@ -20,7 +20,7 @@
 // that has the numbers and says when to try again. Classes share what there is by weight;
 // what one does not use is lent to the others, and a class within its share waits for
 // none of them. Within a class the prefixes of rules take turns. After an error of this
-// package nothing was sent; etcd's own errors pass unchanged.
+// package, which matches [ErrNotSent], nothing was sent; etcd's own errors pass unchanged.
 //
 // # Where a budget comes from
 //

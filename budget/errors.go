@@ -1,18 +1,26 @@
 package budget
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// The sentinels that errors of this package match with errors.Is. After each of them
-// nothing was sent. etcd's own errors pass through unchanged.
+// The sentinels that errors of this package match with errors.Is. After each of those of a
+// write nothing was sent, and they match ErrNotSent, too. etcd's own errors pass through
+// unchanged.
 var (
-	// ErrConfig is matched by every error of [New] and [NewKV].
+	// ErrNotSent is matched by each error that refuses a write: it was not applied, and may
+	// be tried again.
+	ErrNotSent = wire.ErrNotSent
+	// ErrConfig is matched by every error about a configuration or options.
 	ErrConfig = errors.New("budget: invalid config")
 	// ErrLimited is matched by [*LimitError].
 	ErrLimited = errors.New("budget: limited")
@@ -23,29 +31,52 @@ var (
 )
 
 // LimitError refuses a write for which there is no budget in time: its context ends
-// before it could go, its rule does not let it wait, or too many wait already.
+// before it could go, or has ended while it waited, its rule does not let it wait, or too
+// many wait already.
 type LimitError struct {
 	Prefix     string // of the rule
 	Class      Class
 	Cost       Cost          // of the write
 	Limit      Rates         // what may be taken in a second, at the moment
+	Why        string        // the limit is not what Config says; empty where it is
 	Demand     Rates         // what was asked for in the last second
 	Waiting    int           // writes of the class
-	Wait       time.Duration // for how long this one would have waited
+	Wait       time.Duration // for how long this one would have waited, or has
 	RetryAfter time.Duration // when it would not have been refused, if nothing else came
 	Full       bool          // because as many wait as may
+	Err        error         // of the context, where that has ended while it waited
 }
 
 func (e *LimitError) Error() string {
-	why := fmt.Sprintf("would wait %v, longer than it may", e.Wait.Round(time.Millisecond))
-	if e.Full {
+	why := fmt.Sprintf("would wait %v, longer than it may", round(e.Wait))
+	switch {
+	case e.Err != nil:
+		why = fmt.Sprintf("has waited %v: %v", round(e.Wait), e.Err)
+	case e.Full:
 		why = fmt.Sprintf("%d of its class wait already, which is Config.MaxWaiting", e.Waiting)
 	}
-	return fmt.Sprintf("%v: a %v write of %v (rule %q) %s: %v are asked for, %v may go: try again after %v, or raise the budget",
-		ErrLimited, e.Class, e.Cost, e.Prefix, why, e.Demand, e.Limit, e.RetryAfter.Round(time.Millisecond))
+	limit, remedy := e.Limit.String(), "raise the budget"
+	if e.Why != "" {
+		limit, remedy = fmt.Sprintf("%v (%s)", e.Limit, e.Why), "write less"
+	}
+	return fmt.Sprintf("%v: a %v write of %v (rule %q) was not sent, it %s: %v are asked for, %s may go: try again after %v, or %s",
+		ErrLimited, e.Class, e.Cost, e.Prefix, why, e.Demand, limit, round(e.RetryAfter), remedy)
 }
 
-func (e *LimitError) Unwrap() []error { return []error{ErrLimited, wire.ErrNotSent} }
+func round(d time.Duration) time.Duration {
+	if d < 10*time.Millisecond {
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}
+
+func (e *LimitError) Unwrap() []error {
+	errs := []error{ErrLimited, wire.ErrNotSent}
+	if e.Err != nil {
+		errs = append(errs, e.Err)
+	}
+	return errs
+}
 
 // QuotaError refuses a write that could make the backend reach its quota, after which the
 // cluster would take no writes at all.
@@ -55,8 +86,8 @@ type QuotaError struct {
 }
 
 func (e *QuotaError) Error() string {
-	return fmt.Sprintf("%v: a write of %d bytes was not sent: %d bytes of %d are taken, %d of them in use: compact and defragment, as Reclaim does, or raise --quota-backend-bytes",
-		ErrQuota, e.Cost.Bytes, e.Size, e.Quota, e.InUse)
+	return fmt.Sprintf("%v: a write of %s was not sent: %s of %s are taken, %s of them in use: compact and defragment, as Reclaim does, or raise --quota-backend-bytes",
+		ErrQuota, byteCount(float64(e.Cost.Bytes)), byteCount(float64(e.Size)), byteCount(float64(e.Quota)), byteCount(float64(e.InUse)))
 }
 
 func (e *QuotaError) Unwrap() []error { return []error{ErrQuota, wire.ErrNotSent} }
@@ -77,15 +108,32 @@ func (e *NoSpaceError) Unwrap() []error {
 }
 
 func (c Cost) String() string {
-	return fmt.Sprintf("%d revisions and %d bytes", c.Revisions, c.Bytes)
+	if c.Revisions == 1 {
+		return fmt.Sprintf("1 revision and %s", byteCount(float64(c.Bytes)))
+	}
+	return fmt.Sprintf("%d revisions and %s", c.Revisions, byteCount(float64(c.Bytes)))
 }
 
 func (r Rates) String() string {
-	part := func(v float64, unit string) string {
-		if v == 0 {
-			return "any " + unit
-		}
-		return fmt.Sprintf("%.4g %s/s", v, unit)
+	var parts []string
+	if r.Revisions != 0 {
+		parts = append(parts, strconv.FormatFloat(math.Round(r.Revisions*100)/100, 'f', -1, 64)+" revisions/s")
 	}
-	return part(r.Revisions, "revisions") + " and " + part(r.Bytes, "bytes")
+	if r.Bytes != 0 {
+		parts = append(parts, byteCount(r.Bytes)+"/s")
+	}
+	return cmp.Or(strings.Join(parts, " and "), "any rate")
+}
+
+// byteCount writes a number of bytes for people.
+func byteCount(n float64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	u := 0
+	for ; math.Abs(n) >= 1024 && u < len(units)-1; u++ {
+		n /= 1024
+	}
+	if u == 0 || math.Abs(n) >= 100 {
+		return fmt.Sprintf("%.0f %s", n, units[u])
+	}
+	return fmt.Sprintf("%.1f %s", n, units[u])
 }

@@ -1,6 +1,8 @@
 package budget
 
 import (
+	"cmp"
+	"fmt"
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
@@ -158,7 +160,7 @@ func (g *gate) answered(now time.Time, cost, spent Cost, err error) (closed bool
 	case wire.Is(err, rpctypes.ErrNoSpace):
 		return g.close(now)
 	case wire.Is(err, rpctypes.ErrTooManyRequests):
-		g.pressure, g.eased = max(g.factorOf()/2, leastPressure), now
+		g.pressure, g.eased = max(cmp.Or(g.pressure, 1)/2, leastPressure), now
 	}
 	return false
 }
@@ -213,29 +215,36 @@ func (g *gate) derived(retention, interval time.Duration) float64 {
 
 // factor returns what part of the rates may go.
 func (g *gate) factor(now time.Time) float64 {
+	f, _ := g.slowed(now)
+	return f
+}
+
+// slowed returns what part of the rates may go, and why, where that is not all.
+func (g *gate) slowed(now time.Time) (f float64, why string) {
 	for g.pressure > 0 && now.Sub(g.eased) >= easeEvery {
 		g.eased = g.eased.Add(easeEvery)
 		if g.pressure *= ease; g.pressure >= 1 {
 			g.pressure = 0
 		}
 	}
-	f := g.factorOf()
+	f = 1
+	least := func(part float64, format string, args ...any) {
+		if part < f {
+			f, why = part, fmt.Sprintf(format, args...)
+		}
+	}
+	if g.pressure > 0 {
+		least(g.pressure, "etcd has had too many requests")
+	}
 	if now.Sub(g.seen) > g.stale {
-		return f
+		return f, why
 	}
 	if b := g.backend; b.Quota > 0 {
 		used := float64(b.InUse+g.ahead(now)) / float64(b.Quota)
-		f = min(f, fall(used, slowFrom, slowUntil))
+		least(fall(used, slowFrom, slowUntil), "%.0f %% of the backend's quota are in use", 100*used)
 	}
-	return min(f, fall(float64(g.backend.Lag), lagFrom, lagUntil))
-}
-
-// factorOf returns the part that is left by pressure.
-func (g *gate) factorOf() float64 {
-	if g.pressure == 0 {
-		return 1
-	}
-	return g.pressure
+	least(fall(float64(g.backend.Lag), lagFrom, lagUntil), "a member has %d entries to apply", g.backend.Lag)
+	return f, why
 }
 
 // fall falls from 1 at from to 1/20 at until.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -331,7 +332,7 @@ func (m HealthMember) String() string {
 		return fmt.Sprintf("%s: %s: no answer: %s", who, m.Level, m.Error)
 	}
 	s := fmt.Sprintf("%s: %s: %s, %s in use, bloat %.2f, %.1f %% of the quota, lag %d", who, m.Level,
-		healthBytes(m.DbSize), healthBytes(m.DbSizeInUse), m.Bloat, 100*m.QuotaUse, m.Lag)
+		byteCount(float64(m.DbSize)), byteCount(float64(m.DbSizeInUse)), m.Bloat, 100*m.QuotaUse, m.Lag)
 	if m.Advice != "" {
 		s += ": " + m.Advice
 	}
@@ -354,10 +355,10 @@ func (m HealthMember) attrs() []slog.Attr {
 			slog.String("version", m.Version),
 			slog.Int64("db_size_bytes", m.DbSize),
 			slog.Int64("db_size_in_use_bytes", m.DbSizeInUse),
-			slog.Float64("bloat", m.Bloat),
+			slog.Float64("bloat", rounded(m.Bloat)),
 			slog.Int64("quota_bytes", m.Quota),
 			slog.Bool("quota_assumed", m.QuotaAssumed),
-			slog.Float64("quota_use", m.QuotaUse),
+			slog.Float64("quota_use", rounded(m.QuotaUse)),
 			slog.Int64("revision", m.Revision),
 			slog.Uint64("raft_index", m.RaftIndex),
 			slog.Uint64("raft_applied_index", m.AppliedIndex),
@@ -377,6 +378,9 @@ func (m HealthMember) attrs() []slog.Attr {
 	}
 	return attrs
 }
+
+// rounded returns a ratio as a log has it.
+func rounded(ratio float64) float64 { return math.Round(ratio*1000) / 1000 }
 
 // HealthCrossing says that a member has changed its level.
 type HealthCrossing struct {
@@ -401,15 +405,4 @@ func healthCrossings(before map[HealthID]HealthLevel, h Health) (crossed []Healt
 		}
 	}
 	return crossed
-}
-
-// healthBytes writes a number of bytes for people.
-func healthBytes(n int64) string {
-	switch {
-	case n >= 10<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 10<<20 || n <= -(10<<20):
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	}
-	return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 }

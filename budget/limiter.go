@@ -55,6 +55,7 @@ type classQueue struct {
 	turn    float64 // the service of the flow that went last
 	had     float64 // seconds, over the share
 	took    meter
+	stats   ClassStats // but for Waiting
 }
 
 // flow is what waits under a rule.
@@ -252,7 +253,9 @@ func (c *classQueue) next() *waiter {
 // release lets a write go that waits.
 func (l *limiter) release(now time.Time, w *waiter, assured bool) {
 	l.leave(w)
-	if w.refused = l.refuses(now, w.cost); w.refused == nil {
+	if w.refused = l.refuses(now, w.cost); w.refused != nil {
+		w.flow.class.stats.Refused++
+	} else {
 		w.assured, w.grant.at = assured, now
 		l.take(now, w.grant)
 	}
@@ -291,6 +294,7 @@ func (l *limiter) refuse(why func(Cost) error) {
 				e = e.Next()
 				if w.refused = why(w.cost); w.refused != nil {
 					l.leave(w)
+					w.flow.class.stats.Refused++
 					close(w.goes)
 				}
 			}

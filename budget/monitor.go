@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,10 +53,14 @@ func (c MonitorConfig) filled() (MonitorConfig, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	if c.Interval < time.Second || c.Timeout < 0 {
-		return c, fmt.Errorf("budget: MonitorConfig.Interval is %v, Timeout %v: choose 1s or more, and 0 or more", c.Interval, c.Timeout)
+	var errs []error
+	if c.Interval < time.Second {
+		errs = append(errs, fmt.Errorf("%w: MonitorConfig.Interval is %v: choose 1s or more, or 0 for the default", ErrConfig, c.Interval))
 	}
-	return c, nil
+	if c.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("%w: MonitorConfig.Timeout is %v: choose more than 0, or 0 for the default", ErrConfig, c.Timeout))
+	}
+	return c, errors.Join(errs...)
 }
 
 // Monitor asks the members of a cluster regularly how they are, and logs it. Start
@@ -87,7 +92,7 @@ type healthClient interface {
 // Nothing is sent.
 func NewMonitor(cli *clientv3.Client, cfg MonitorConfig) (*Monitor, error) {
 	if cli == nil {
-		return nil, errors.New("budget: the client of a Monitor is nil: make one with clientv3.New")
+		return nil, fmt.Errorf("%w: the client of a Monitor is nil: make one with clientv3.New", ErrConfig)
 	}
 	return newMonitor(cli, cfg)
 }
@@ -230,13 +235,13 @@ func askMembers(ctx context.Context, cli healthClient, timeout time.Duration, op
 	advertised := make(map[string]bool)
 	for i, member := range list.Members {
 		for _, url := range member.ClientURLs {
-			advertised[url] = true
+			advertised[address(url)] = true
 		}
 		all.Go(func() { answered(i, askHealth(ctx, cli, member, timeout)) })
 	}
 	// Members may advertise what is not reached from here. The client's endpoints are.
 	for _, endpoint := range cli.Endpoints() {
-		if advertised[endpoint] {
+		if advertised[address(endpoint)] {
 			continue
 		}
 		all.Go(func() {
@@ -253,6 +258,14 @@ func askMembers(ctx context.Context, cli healthClient, timeout time.Duration, op
 	}
 	all.Wait()
 	return answers, nil
+}
+
+// address returns where an endpoint is, without how it is spoken to.
+func address(endpoint string) string {
+	if _, after, ok := strings.Cut(endpoint, "://"); ok {
+		return after
+	}
+	return endpoint
 }
 
 func attempted[T any](ctx context.Context, timeout time.Duration, ask func(context.Context) (T, error)) (answer T, err error) {

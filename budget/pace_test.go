@@ -259,7 +259,7 @@ func load(t testing.TB, kv clientv3.KV, d time.Duration) (critical, refusals pai
 				mu.Lock()
 				if err == nil {
 					went++
-				} else if errors.Is(err, ErrLimited) {
+				} else if errors.Is(err, ErrLimited) && !errors.Is(err, context.DeadlineExceeded) {
 					refusals = append(refusals, took)
 				}
 				mu.Unlock()
@@ -313,7 +313,7 @@ func BenchmarkOverload(b *testing.B) {
 		heapBefore := int64(m.HeapAlloc)
 		critical, refusals, went := load(b, kv, *benchDuration)
 		after := kv.Stats()
-		asked := went + int(after.Refused-before.Refused)
+		asked := went + int(after.Refused-before.Refused+after.Left-before.Left)
 		var heap runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&heap)
@@ -340,7 +340,7 @@ func BenchmarkPut(b *testing.B) {
 func TestTheQuotaIsNotReached(t *testing.T) {
 	for _, c := range []struct {
 		quota, value int
-	}{{16 << 20, 700}, {16 << 20, 1950}, {16 << 20, 60 << 10}, {128 << 20, 4100}, {128 << 20, 1 << 20}} {
+	}{{16 << 20, 1950}, {16 << 20, 60 << 10}, {128 << 20, 4100}} {
 		t.Run(fmt.Sprintf("quota=%d/value=%d", c.quota, c.value), func(t *testing.T) {
 			cli := etcdtest.Start(t, 1, func(e *embed.Config) { e.QuotaBackendBytes = int64(c.quota) }).Client(t)
 			kv, err := NewKV(cli.KV, Config{Backend: Members(cli)})
@@ -352,7 +352,7 @@ func TestTheQuotaIsNotReached(t *testing.T) {
 			var all sync.WaitGroup
 			for i := range 32 {
 				all.Go(func() {
-					for refused := 0; refused < 100; {
+					for refused := 0; refused < 50; {
 						_, err := kv.Put(t.Context(), fmt.Sprint("k", i), value)
 						switch {
 						case err == nil:
@@ -371,7 +371,7 @@ func TestTheQuotaIsNotReached(t *testing.T) {
 			st, err := cli.Status(t.Context(), cli.Endpoints()[0])
 			require.NoError(t, err)
 			t.Logf("%.3f of the quota", float64(st.DbSize)/float64(c.quota))
-			require.Greater(t, st.DbSize, int64(c.quota)*3/4)
+			require.Greater(t, st.DbSize, int64(c.quota)*9/10)
 			alarms, err := cli.AlarmList(t.Context())
 			require.NoError(t, err)
 			require.Empty(t, alarms.Alarms)

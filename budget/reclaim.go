@@ -86,7 +86,7 @@ func (r ReclaimResult) String() string {
 	for _, m := range r.Members {
 		if m.Defragment {
 			fmt.Fprintf(&b, "defragmented %s (%s), %s: %s to %s in %v\n", m.Member.Name, m.Member.ID, m.Member.Role,
-				healthBytes(m.Member.DbSize), healthBytes(m.After.DbSize), m.Took.Round(time.Millisecond))
+				byteCount(float64(m.Member.DbSize)), byteCount(float64(m.After.DbSize)), m.Took.Round(time.Millisecond))
 		} else {
 			fmt.Fprintf(&b, "left %s (%s), %s: %s\n", m.Member.Name, m.Member.ID, m.Member.Role, m.Reason)
 		}
@@ -118,7 +118,7 @@ func PlanReclaim(ctx context.Context, cli *clientv3.Client, opts ReclaimOptions)
 		return nil, err
 	}
 	if cli == nil {
-		return nil, errors.New("budget: the client of a reclaim is nil: make one with clientv3.New")
+		return nil, fmt.Errorf("%w: the client of a reclaim is nil: make one with clientv3.New", ErrConfig)
 	}
 	h, err := lookHealth(ctx, cli, opts.RequestTimeout, opts.bounds())
 	if err != nil {

@@ -75,7 +75,7 @@ func (o ReclaimOptions) filled() (ReclaimOptions, error) {
 	var errs []error
 	wrong := func(is bool, format string, args ...any) {
 		if is {
-			errs = append(errs, fmt.Errorf("budget: ReclaimOptions."+format, args...))
+			errs = append(errs, fmt.Errorf("%w: ReclaimOptions."+format, append([]any{ErrConfig}, args...)...))
 		}
 	}
 	wrong(o.KeepRevisions < 1, "KeepRevisions is %d: choose 1 or more, or 0 for the default", o.KeepRevisions)
@@ -151,7 +151,7 @@ func reclaimNext(h Health, done map[HealthID]bool) (next HealthMember, ok bool) 
 
 // worthwhile reports whether a member is to be defragmented, and why, or why not.
 func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
-	frees := fmt.Sprintf("frees %s of %s, bloat %.2f", healthBytes(m.Free()), healthBytes(m.DbSize), m.Bloat)
+	frees := fmt.Sprintf("frees %s of %s, bloat %.2f", byteCount(float64(m.Free())), byteCount(float64(m.DbSize)), m.Bloat)
 	switch {
 	case m.Role == HealthLearner:
 		return false, "etcd defragments no learner: promote it first, or remove it and add it again"
@@ -162,9 +162,14 @@ func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
 	case m.Bloat < opts.MinBloat:
 		return false, fmt.Sprintf("%s: not worth it below MinBloat, %.2f", frees, opts.MinBloat)
 	case m.Free() < opts.MinFree:
-		return false, fmt.Sprintf("%s: not worth it below MinFree, %s", frees, healthBytes(opts.MinFree))
+		return false, fmt.Sprintf("%s: not worth it below MinFree, %s", frees, byteCount(float64(opts.MinFree)))
 	}
 	return true, frees
+}
+
+// mayFree reports whether compaction may free so much that a member is worth it then.
+func (p *ReclaimPlan) mayFree(m HealthMember) bool {
+	return p.Compact > 0 && m.voter() && m.Error == ""
 }
 
 const alarmNoSpace = "NOSPACE"
@@ -252,15 +257,22 @@ func (p *ReclaimPlan) String() string {
 	var frees int64
 	for _, s := range p.Steps {
 		verb := "leave"
-		if s.Defragment {
+		switch {
+		case s.Defragment:
 			verb = "defragment"
 			frees += s.Member.Free()
+		case p.mayFree(s.Member):
+			verb = "look again, when it is compacted, at"
 		}
 		line("%s %s (%s), %s: %s", verb, s.Member.Name, s.Member.ID, cmp.Or(s.Member.Role, "of unknown role"), s.Reason)
 	}
 	for _, a := range p.Disarm {
 		line("disarm %s of member %s, if enough is free", a.Alarm, a.Member)
 	}
-	line("frees %s on all members, and what compaction does", healthBytes(frees))
+	if p.Compact > 0 {
+		line("frees %s on all members now, and what compaction frees besides, which is not known before", byteCount(float64(frees)))
+	} else {
+		line("frees %s on all members", byteCount(float64(frees)))
+	}
 	return b.String()
 }

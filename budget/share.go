@@ -126,6 +126,9 @@ func (s *share) register(clients int) bool {
 	return true
 }
 
+// young reports whether it does not know yet what the client's part is.
+func (s *share) young() bool { return s != nil && s.clients == 0 && s.age < shareComing }
+
 // ref returns what each client is drawn towards.
 func (s *share) ref() float64 {
 	if s.clients > 0 {

@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 
 // Stage paces writes, as middleware: a pb.KVClient over another one. It is safe for
 // concurrent use. Reads and compactions pass; so does everything where Config has neither
-// Rates nor Retention nor Backend.
+// Rates nor Backend.
 //
 // It implements every method by name, so that a new one in pb.KVClient breaks the build
 // and does not slip past it.
@@ -30,19 +31,19 @@ type Stage struct {
 	cancel context.CancelFunc
 	asking sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	limiter *limiter
-	rules   rules
-	share   *share // nil where the budget is the client's own
-	stepped time.Time
-	gate    gate
-	meter   meter
-	usual   Rates         // that was asked for before writes were slowed down
-	takes   time.Duration // that etcd takes for a write, smoothed
-	timer   *time.Timer
-	asks    asks
-	stats   Stats
+	mu        sync.Mutex
+	closed    bool
+	limiter   *limiter
+	rules     rules
+	share     *share // nil where the budget is the client's own
+	stepped   time.Time
+	gate      gate
+	meter     meter
+	usual     Rates         // that was asked for before writes were slowed down
+	takes     time.Duration // that etcd takes for a write, smoothed
+	timer     *time.Timer
+	asks      asks
+	askErrors uint64
 }
 
 var _ pb.KVClient = (*Stage)(nil)
@@ -64,6 +65,9 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 	s.session = session.New(cfg.Lease, cfg.SessionTTL, context.Canceled)
 	if cfg.Shared {
 		s.share = newShare(cfg.Rates.Revisions)
+	}
+	if cfg.Register {
+		s.asks.clients.first = make(chan struct{})
 	}
 	now := time.Now()
 	s.gate.stale = max(3*cfg.BackendEvery, 3*askTimeout)
@@ -154,7 +158,8 @@ func (s *Stage) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.
 }
 
 // SetRates changes the rates, at once and for those who wait already. Of a shared budget
-// Revisions is that of the cluster.
+// Revisions is that of the cluster. A stage that paces nothing stays so, which is an error:
+// it has not counted what is under way.
 func (s *Stage) SetRates(r Rates) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +169,7 @@ func (s *Stage) SetRates(r Rates) error {
 		return err
 	}
 	if !s.paces && cfg.Paces() {
-		return fmt.Errorf("%w: Rates were zero and nothing else is paced: set them when the stage is made", ErrConfig)
+		return fmt.Errorf("%w: nothing was paced so far: set Rates or Backend in the Config, to a rate that is never reached for instance, and change it then", ErrConfig)
 	}
 	if s.cfg = cfg; s.share != nil {
 		s.share.setBudget(r.Revisions)
@@ -206,47 +211,83 @@ func (s *Stage) admit(ctx context.Context, r pace, cost Cost) (grant, error) {
 		return grant{}, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	began := time.Now()
+	s.move(began)
+	stats := &r.flow.class.stats
+	if err := s.awaitFirst(ctx, cost); err != nil {
+		stats.Left++
+		return grant{}, s.left(err, began, r, cost)
+	}
 	now := time.Now()
+	g, wait, err := s.enter(ctx, now, r, cost)
+	if wait == nil {
+		return g, err
+	}
+	s.mu.Unlock()
+	select {
+	case <-wait.goes:
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	now = time.Now()
+	stats.Waited += now.Sub(began)
+	left := s.limiter.leave(wait) // it waits still: its context has ended
+	switch {
+	case !left && wait.refused != nil:
+		return grant{}, wait.refused
+	case !left && ctx.Err() == nil:
+		stats.Delayed++
+		wait.seen = s.newest()
+		return wait.grant, nil
+	case !left: // it may go, and its context has ended in the same moment
+		s.limiter.giveBack(now, wait.grant, cost)
+		s.gate.flying = max(0, s.gate.flying-cost.Bytes)
+	}
+	stats.Left++
+	err = s.left(ctx.Err(), began, r, cost)
 	s.move(now)
+	return grant{}, err
+}
+
+// left returns the error for a write whose context has ended while it waited.
+func (s *Stage) left(err error, began time.Time, r pace, cost Cost) error {
+	now := time.Now()
+	return s.limited(now, r, cost, LimitError{Wait: now.Sub(began), RetryAfter: s.limiter.expect(now, &r.flow, cost), Err: err})
+}
+
+// limited returns e with what it has to say of the budget.
+func (s *Stage) limited(now time.Time, r pace, cost Cost, e LimitError) error {
+	e.Prefix, e.Class, e.Cost, e.Waiting = r.Prefix, r.Class, cost, r.flow.class.waiting
+	e.Limit, e.Why, e.Demand = s.limiter.rates, s.why(now), s.meter.rates(now)
+	e.RetryAfter = max(e.RetryAfter, time.Millisecond)
+	return &e
+}
+
+// awaitFirst has a write wait, not under mu, for what is to be known before it: how many
+// clients there are, and how much room, if it is large. It returns the context's error.
+func (s *Stage) awaitFirst(ctx context.Context, cost Cost) error {
+	var firsts []chan struct{}
+	if first := s.asks.clients.first; first != nil {
+		firsts = append(firsts, first)
+	}
 	if first := s.asks.backend.first; first != nil && s.gate.blind(cost) {
-		s.mu.Unlock()
+		firsts = append(firsts, first)
+	}
+	if len(firsts) == 0 || s.allowanceOf(ctx) != nil {
+		return nil
+	}
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	for _, first := range firsts {
 		select {
 		case <-first:
 		case <-s.ctx.Done():
 		case <-ctx.Done():
-			return grant{}, ctx.Err()
+			return ctx.Err()
 		}
-		s.mu.Lock()
-		now = time.Now()
 	}
-	g, wait, err := s.enter(ctx, now, r, cost)
-	s.mu.Unlock()
-	if wait == nil {
-		return g, err
-	}
-	select {
-	case <-wait.goes:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.stats.Waited += time.Since(now)
-		if wait.refused == nil {
-			s.stats.Delayed++
-		}
-		wait.seen = s.newest()
-		return wait.grant, wait.refused
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stats.Waited += time.Since(now)
-	if s.limiter.leave(wait) {
-		s.stats.Left++
-	} else if wait.refused == nil { // it went in the same moment
-		s.limiter.giveBack(time.Now(), wait.grant, cost)
-		s.gate.flying = max(0, s.gate.flying-cost.Bytes)
-	}
-	s.move(time.Now())
-	return grant{}, ctx.Err()
+	return nil
 }
 
 // enter is admit under mu. It returns who waits, where that is what it has to do.
@@ -256,54 +297,61 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r pace, cost Cost) (g 
 		g.seen = s.newest()
 		return g, nil, nil
 	}
+	stats := &r.flow.class.stats
 	s.meter.add(now, cost)
 	if err := s.gate.refuses(now, cost); err != nil {
-		s.stats.Refused++
+		stats.Refused++
 		return g, nil, err
 	}
 	g, ok := s.limiter.pass(now, &r.flow, cost)
 	if ok {
-		s.stats.Admitted++
+		stats.Admitted++
 		s.gate.flying += cost.Bytes
 		g.seen = s.newest()
 		return g, nil, nil
 	}
-	expected := s.limiter.expect(now, &r.flow, cost)
-	may := time.Duration(-1) // for how long it may wait
-	if deadline, ok := ctx.Deadline(); ok {
-		may = max(0, deadline.Sub(now)-s.takes)
-	}
-	if r.reject {
-		may = 0
-	}
-	full := s.limiter.full(&r.flow)
-	if full {
-		expected = s.limiter.opens(now, &r.flow)
-	}
-	if !full && (may < 0 || expected <= may) {
-		if s.share != nil {
-			s.share.capped = true
-		}
-		wait = s.limiter.enter(&r.flow, cost)
-		s.move(now)
-		if wait.at == nil {
-			wait.seen = s.newest()
-			return wait.grant, nil, wait.refused
-		}
-		return g, wait, nil
-	}
-	s.stats.Refused++
 	if s.share != nil {
 		s.share.capped = true
 	}
+	full := s.limiter.full(&r.flow)
+	expected := s.limiter.expect(now, &r.flow, cost)
+	if full {
+		expected = s.limiter.opens(now, &r.flow)
+	}
+	may := s.mayWait(ctx, now, r)
+	// What a client that has just come will have of a shared budget nobody knows.
+	if !full && (expected <= may || s.share.young() && !r.reject) {
+		wait = s.limiter.enter(&r.flow, cost)
+		s.move(now)
+		if wait.at != nil {
+			return g, wait, nil
+		}
+		if wait.refused != nil {
+			return g, nil, wait.refused // refuse has counted it
+		}
+		stats.Admitted++
+		wait.seen = s.newest()
+		return wait.grant, nil, nil
+	}
+	stats.Refused++
 	after := expected
 	if !full {
-		after -= max(may, 0)
+		after -= may
 	}
-	return g, nil, &LimitError{
-		Prefix: r.Prefix, Class: r.Class, Cost: cost, Limit: s.limiter.rates, Demand: s.meter.rates(now),
-		Waiting: r.flow.class.waiting, Wait: expected, RetryAfter: max(after, time.Millisecond), Full: full,
+	return g, nil, s.limited(now, r, cost, LimitError{Wait: expected, RetryAfter: after, Full: full})
+}
+
+// mayWait returns for how long a write may wait: so that etcd's answer comes before its
+// context ends.
+func (s *Stage) mayWait(ctx context.Context, now time.Time, r pace) time.Duration {
+	if r.reject {
+		return 0
 	}
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return math.MaxInt64
+	}
+	return max(0, deadline.Sub(now)-s.takes)
 }
 
 // newest returns the newest revision that was seen, where that is of interest.
@@ -360,7 +408,6 @@ func (s *Stage) shut() {
 		if c.Bytes == 0 {
 			return nil
 		}
-		s.stats.Refused++
 		return &NoSpaceError{Since: now}
 	})
 }

@@ -205,6 +205,8 @@ func TestACancelledWait(t *testing.T) {
 			all.Go(func() {
 				_, err := kv.Put(ctx, "k", "v")
 				require.ErrorIs(t, err, context.Canceled)
+				require.ErrorIs(t, err, ErrNotSent)
+				require.ErrorContains(t, err, "has waited 0s: context canceled")
 			})
 		}
 		synctest.Wait()

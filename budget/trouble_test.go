@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -310,4 +311,89 @@ func TestMembersWithoutAQuota(t *testing.T) {
 	b, err := h.backend()
 	require.NoError(t, err)
 	require.Equal(t, Backend{Size: 999 << 20, InUse: 900 << 20, Quota: 1000 << 20}, b)
+}
+
+// TestAClientThatHasJustCome to a shared budget is refused nothing for the little that it
+// begins with: it may have more in a moment.
+func TestAClientThatHasJustCome(t *testing.T) {
+	bubble(t, Config{Rates: Rates{Revisions: 1000}, Shared: true}, func(t *testing.T, e *fake, kv *KV) {
+		var all sync.WaitGroup
+		for range 40 { // at 2 a second the last one would wait 20 seconds
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				_, err := kv.Put(ctx, "k", "v")
+				require.NoError(t, err)
+			})
+		}
+		all.Wait()
+		require.Contains(t, kv.Stats().Why, "share of 1000 revisions/s for the cluster")
+	})
+}
+
+// TestTheFirstWriteOfARegisteredClient goes with its part of the budget: the stage waits
+// until it is known, and no longer where it cannot be.
+func TestTheFirstWriteOfARegisteredClient(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	cli := cluster.Client(t)
+	kv, err := NewKV(cli.KV, Config{Rates: Rates{Revisions: 1000, Bytes: 1e9}, Shared: true, Register: true, Lease: cli.Lease, Rules: []Rule{{Reject: true}}})
+	require.NoError(t, err)
+	defer kv.Close()
+	_, err = kv.Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	require.Equal(t, 1, kv.Stats().Clients)
+	require.Greater(t, kv.Stats().Limit.Revisions, 400.0)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = kv.Put(ctx, "k", "v")
+	require.ErrorIs(t, err, context.Canceled)
+
+	none, err := NewKV(cli.KV, Config{Rates: Rates{Revisions: 1000}, Shared: true, Register: true, Lease: brokenLease{cli.Lease}})
+	require.NoError(t, err)
+	defer none.Close()
+	_, err = none.Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, none.Stats().AskErrors)
+	require.Zero(t, none.Stats().Clients)
+}
+
+// brokenLease grants none.
+type brokenLease struct{ clientv3.Lease }
+
+func (brokenLease) Grant(context.Context, int64) (*clientv3.LeaseGrantResponse, error) {
+	return nil, rpctypes.ErrPermissionDenied
+}
+
+// TestCountersOfClasses add up to those of all.
+func TestCountersOfClasses(t *testing.T) {
+	cfg := Config{Rates: Rates{Revisions: 10}, Rules: []Rule{{Prefix: "c/", Class: Critical}, {Prefix: "e/", Class: Elastic, Reject: true}}}
+	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
+		_, err := kv.Put(t.Context(), "c/1", "v")
+		require.NoError(t, err)
+		for range 3 {
+			_, err = kv.Put(t.Context(), "n", "v")
+			require.NoError(t, err)
+		}
+		_, err = kv.Put(t.Context(), "e/1", "v")
+		require.NoError(t, err)
+		_, err = kv.Put(t.Context(), "e/1", "v")
+		require.ErrorIs(t, err, ErrLimited)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { time.Sleep(ms); cancel() }()
+		_, err = kv.Put(ctx, "c/1", "v")
+		for err == nil {
+			_, err = kv.Put(ctx, "c/1", "v")
+		}
+		st := kv.Stats()
+		require.NotZero(t, st.Classes[Critical].Admitted)
+		require.EqualValues(t, 3, st.Classes[Normal].Admitted+st.Classes[Normal].Delayed)
+		require.Equal(t, ClassStats{Admitted: 1, Refused: 1}, st.Classes[Elastic])
+		require.EqualValues(t, 1, st.Classes[Critical].Left)
+		var sum ClassStats
+		for _, c := range st.Classes {
+			sum.add(c)
+		}
+		require.Equal(t, st.ClassStats, sum)
+	})
 }
