@@ -54,8 +54,8 @@ func commit(ctx context.Context, cli *clientv3.Client, owned int64) error {
 func pace(cli *clientv3.Client) error {
 	_, err := kvwrap.Install(cli, kvwrap.Config{
 		Budget: budget.Config{
-			// What all clients of the cluster may write, together: they see each other by
-			// the revision that etcd answers.
+			// What all clients of the cluster may write, together: they follow the revision
+			// that etcd answers, and know by leased keys how many they are.
 			Rates: budget.Rates{Revisions: 500}, Shared: true, Register: true,
 			// Slow down near the quota, and stop before it.
 			Backend: budget.Members(cli),
