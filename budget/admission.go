@@ -45,7 +45,7 @@ func (s *Stage) admitWhole(ctx context.Context, p pace, cost Cost) (whole contex
 		defer s.mu.Unlock()
 		now := time.Now()
 		s.limiter.giveBack(now, a.grant, a.left)
-		s.gate.flying = max(0, s.gate.flying-a.left.Bytes)
+		s.gate.stays(a.left)
 		a.left, a.ended = Cost{}, true
 		s.move(now)
 	}, nil
@@ -72,9 +72,11 @@ func (s *Stage) allowanceOf(ctx context.Context) *allowance {
 
 // draw takes cost for one of the requests. What is more than is left, since one of them was
 // made again, is owed by the pool.
-func (a *allowance) draw(now time.Time, l *limiter, cost Cost) grant {
+func (a *allowance) draw(now time.Time, l *limiter, g *gate, cost Cost) grant {
 	covered := cost.least(a.left)
 	a.left = a.left.minus(covered)
-	l.whole.take(now, cost.minus(covered))
-	return grant{flow: a.grant.flow, cost: cost, at: now}
+	more := cost.minus(covered)
+	l.whole.take(now, more)
+	g.goes(now, more)
+	return grant{flow: a.grant.flow, cost: cost, at: now, assured: a.grant.assured && more == Cost{}, within: true}
 }

@@ -16,7 +16,8 @@ type ask struct {
 	running bool
 	last    time.Time     // when it was answered last; zero where that has failed
 	failed  time.Time     // when it has failed last
-	first   chan struct{} // closed, and then nil, when it has ended for the first time
+	ended   bool          // whether it ever has ended
+	end     chan struct{} // closed when it ends the next time
 }
 
 // asks is what the stage asks.
@@ -32,7 +33,7 @@ const (
 func (s *Stage) askWhatIsDue(now time.Time) {
 	s.mayAsk(now, &s.asks.backend, s.cfg.Backend != nil && s.gate.due(now, s.asks.backend.last, s.cfg.BackendEvery), s.askBackend)
 	s.mayAsk(now, &s.asks.clients, s.cfg.Register && now.Sub(s.asks.clients.last) >= countEvery, s.askClients)
-	s.mayAsk(now, &s.asks.revision, s.share != nil && s.limiter.waiting() && now.Sub(s.share.at) > shareAsk, s.askRevision)
+	s.mayAsk(now, &s.asks.revision, s.share != nil && s.limiter.waiting() && now.Sub(s.share.at) > shareAsk && now.Sub(s.asks.revision.last) > shareAsk, s.askRevision)
 }
 
 // mayAsk has f asked where it is due, unless that is being done, or has failed a moment
@@ -52,11 +53,12 @@ func (s *Stage) mayAsk(now time.Time, a *ask, due bool, f func(context.Context) 
 		if a.running, a.last = false, now; err != nil {
 			s.askErrors++
 			a.failed, a.last = now, time.Time{}
+			if a == &s.asks.backend {
+				s.gate.failed(now)
+			}
 		}
-		if a.first != nil {
-			close(a.first)
-			a.first = nil
-		}
+		close(a.end)
+		a.ended, a.end = true, make(chan struct{})
 		s.move(now)
 	})
 }
@@ -65,7 +67,9 @@ func (s *Stage) mayAsk(now time.Time, a *ask, due bool, f func(context.Context) 
 func (s *Stage) askBackend(ctx context.Context) error {
 	s.mu.Lock()
 	asked := time.Now()
-	s.gate.mark(asked)
+	if s.gate.mark(asked); s.gate.asked.IsZero() {
+		s.gate.asked = asked
+	}
 	before := s.gate.marks[0]
 	s.mu.Unlock()
 	b, err := s.cfg.Backend(ctx)

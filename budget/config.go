@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sort"
-	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -90,11 +89,13 @@ type Config struct {
 	// not raised: not by writes that go through this client, however fast they are, nor by
 	// others that grow about as fast as before. It is asked while there are writes: every
 	// BackendEvery, every second where writes are slowed down, and when an eighth of what is
-	// free may have been written. Before it has answered for the first time, 64 KiB go;
-	// where it fails for half a minute it says nothing any more, and writes go on.
+	// free may have been written. A write waits for it, a second at the most, where it is not
+	// certain that there is room; so do those after the first 64 KiB until it has answered for
+	// the first time, five seconds at the most. Where it fails for half a minute it says
+	// nothing any more, and writes go on.
 	Backend func(context.Context) (Backend, error)
-	// Quota is that of members which do not say, those of etcd 3.5, in bytes: their
-	// --quota-backend-bytes. Zero is none: such members are not watched then.
+	// Quota is that of the members, where none says what it is, which is so of etcd 3.5, in
+	// bytes: their --quota-backend-bytes. Zero is none: such members are not watched then.
 	Quota int64
 	// BackendEvery is how often Backend is asked. The default is 10 seconds.
 	BackendEvery time.Duration
@@ -217,7 +218,7 @@ func newRules(all []Rule, l *limiter) rules {
 
 func (rs rules) of(key []byte) *rule {
 	for _, r := range rs[:len(rs)-1] {
-		if strings.HasPrefix(string(key), r.Prefix) {
+		if n := len(r.Prefix); len(key) >= n && string(key[:n]) == r.Prefix {
 			return r
 		}
 	}

@@ -12,25 +12,35 @@ type Cost struct {
 	// Bytes is what etcd's quota counts: 256, the key and the value of each put (kvOverhead
 	// in server/storage/quota.go). Deletes count nothing.
 	Bytes int
+
+	largest int // put in it, where that is known
 }
 
 // putOverhead is what etcd's quota adds for a put (kvOverhead).
 const putOverhead = 256
 
-func (c Cost) plus(d Cost) Cost  { return Cost{c.Revisions + d.Revisions, c.Bytes + d.Bytes} }
-func (c Cost) minus(d Cost) Cost { return Cost{c.Revisions - d.Revisions, c.Bytes - d.Bytes} }
+func (c Cost) plus(d Cost) Cost {
+	return Cost{c.Revisions + d.Revisions, c.Bytes + d.Bytes, max(c.largest, d.largest)}
+}
+
+func (c Cost) minus(d Cost) Cost {
+	return Cost{Revisions: c.Revisions - d.Revisions, Bytes: c.Bytes - d.Bytes}
+}
 
 // least returns the smaller of each.
-func (c Cost) least(d Cost) Cost { return Cost{min(c.Revisions, d.Revisions), min(c.Bytes, d.Bytes)} }
+func (c Cost) least(d Cost) Cost {
+	return Cost{Revisions: min(c.Revisions, d.Revisions), Bytes: min(c.Bytes, d.Bytes)}
+}
 
 func costPut(r *pb.PutRequest) Cost {
-	return Cost{Revisions: 1, Bytes: putOverhead + len(r.Key) + len(r.Value)}
+	n := putOverhead + len(r.Key) + len(r.Value)
+	return Cost{Revisions: 1, Bytes: n, largest: n}
 }
 
 // costTxn returns what the dearer branch of r takes, nothing where neither writes.
 func costTxn(r *pb.TxnRequest) Cost {
 	success, failure := costBranch(r.Success), costBranch(r.Failure)
-	return Cost{max(success.Revisions, failure.Revisions), max(success.Bytes, failure.Bytes)}
+	return Cost{max(success.Revisions, failure.Revisions), max(success.Bytes, failure.Bytes), max(success.largest, failure.largest)}
 }
 
 func costBranch(ops []*pb.RequestOp) (c Cost) {
@@ -44,7 +54,7 @@ func costBranch(ops []*pb.RequestOp) (c Cost) {
 		case op.GetRequestTxn() != nil:
 			d = costTxn(op.GetRequestTxn())
 		}
-		c = Cost{max(c.Revisions, d.Revisions), c.Bytes + d.Bytes}
+		c = Cost{max(c.Revisions, d.Revisions), c.Bytes + d.Bytes, max(c.largest, d.largest)}
 	}
 	return c
 }
@@ -66,7 +76,7 @@ func spentTxn(r *pb.TxnRequest, resp *pb.TxnResponse) (c Cost) {
 		case op.GetRequestTxn() != nil:
 			d = spentTxn(op.GetRequestTxn(), resp.Responses[i].GetResponseTxn())
 		}
-		c = Cost{max(c.Revisions, d.Revisions), c.Bytes + d.Bytes}
+		c = Cost{max(c.Revisions, d.Revisions), c.Bytes + d.Bytes, max(c.largest, d.largest)}
 	}
 	return c
 }

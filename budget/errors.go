@@ -82,12 +82,17 @@ func (e *LimitError) Unwrap() []error {
 // cluster would take no writes at all.
 type QuotaError struct {
 	Backend
-	Cost Cost
+	Ahead int64 // bytes that may have come to Size since it was seen
+	Cost  Cost
 }
 
 func (e *QuotaError) Error() string {
-	return fmt.Sprintf("%v: a write of %s was not sent: %s of %s are taken, %s of them in use: compact and defragment, as Reclaim does, or raise --quota-backend-bytes",
-		ErrQuota, byteCount(float64(e.Cost.Bytes)), byteCount(float64(e.Size)), byteCount(float64(e.Quota)), byteCount(float64(e.InUse)))
+	since := ""
+	if e.Ahead > 0 {
+		since = fmt.Sprintf(", and up to %s were written since that was seen", byteCount(float64(e.Ahead)))
+	}
+	return fmt.Sprintf("%v: a write of %s was not sent: %s of %s are taken, %s of them in use%s: compact and defragment, as Reclaim does, or raise --quota-backend-bytes",
+		ErrQuota, byteCount(float64(e.Cost.Bytes)), byteCount(float64(e.Size)), byteCount(float64(e.Quota)), byteCount(float64(e.InUse)), since)
 }
 
 func (e *QuotaError) Unwrap() []error { return []error{ErrQuota, wire.ErrNotSent} }

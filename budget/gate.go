@@ -2,6 +2,7 @@ package budget
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,18 +25,23 @@ type Backend struct {
 type gate struct {
 	noSpace bool
 	since   time.Time // when that was first said
-	probed  time.Time // when a write was last let through to find out whether it still is so
+	probed  time.Time // when a write last went to find out whether it still is so
 
+	watched bool // whether backend is asked for
 	backend Backend
-	seen    time.Time     // when it was asked for
-	stale   time.Duration // after which it says nothing any more
-	growth  float64       // bytes a second, of everybody, between two looks
-	grown   Backend       // as it was at the second of these
+	seen    time.Time // when it was asked for
+	asked   time.Time // when it was asked for the first time
+	failing time.Time // since when that fails; zero where it does not
+	looks   int       // how often it was seen, so far apart that growth is of two
+	wanted  bool      // whether somebody waits for a look
+	growth  float64   // bytes a second, of everybody, between two looks
+	grown   Backend   // as it was at the second of these
 	grownAt time.Time
-	looks   int // so many that growth is of
-	flying  int // bytes of writes that were let go and have no answer yet
-	written int // bytes that this client has written
-	known   int // of those, what backend counts already, for certain
+	flying  int       // bytes of writes that were let go and have no answer yet
+	written int       // bytes that this client has written
+	known   int       // of those, what backend counts already, for certain
+	wrote   time.Time // when it last has
+	large   time.Time // when a large put last went
 	marks   [2]mark
 	lows    [2]low
 
@@ -68,9 +74,16 @@ const (
 	// commit of the backend: every 100 ms (defaultBatchInterval in server/storage/backend),
 	// and a follower has to apply it before.
 	commitLag = 250 * time.Millisecond
-	// inflation is how many bytes of pages the quota's byte takes at the most: two values of
-	// 1,950 bytes do not fit into one page, and are a leaf of two.
-	inflation = 2
+	// inflation is how many bytes of pages the quota's byte takes for a while, at the most.
+	// bbolt does not split a leaf of four records, however large, and writes it again, as a
+	// whole and to another place, with each record that is added.
+	inflation = 5
+	// largePut is from what size on a record takes pages in a row that are seldom free.
+	largePut = 64 << 10
+	// growing is for how long others are taken to go on as between the last two looks.
+	growing = 3 * time.Second
+	// silence is how long the backend may not be known before nothing is presumed of it.
+	silence = 30 * time.Second
 
 	// The backend is looked at again when this part of what is free of the quota may have been
 	// written, by this client or, as fast as between the last two looks, by all; but not more often than
@@ -87,7 +100,11 @@ const (
 	ease          = 1.15 // in each of which pressure eases by so much: from half to none in 1.2 s
 )
 
-// refuses returns the error for a write that may not go.
+// errLook says that it depends on what the backend has come to since it was seen whether a
+// write may go: it is to be looked at.
+var errLook = errors.New("budget: look at the backend first")
+
+// refuses returns the error for a write that may not go, or errLook.
 func (g *gate) refuses(now time.Time, cost Cost) error {
 	if cost.Bytes == 0 { // deletes alone
 		return nil
@@ -96,34 +113,83 @@ func (g *gate) refuses(now time.Time, cost Cost) error {
 		if now.Sub(g.probed) < probeEvery {
 			return &NoSpaceError{Since: g.since}
 		}
-		g.probed = now
+		return nil
+	}
+	if g.silent(now) {
+		return nil
+	}
+	if g.looks == 0 {
+		if g.written+g.flying+cost.Bytes > slack {
+			g.wanted = true
+			return errLook
+		}
 		return nil
 	}
 	b := g.backend
-	if b.Quota == 0 || now.Sub(g.seen) > g.stale {
+	switch {
+	case b.Quota == 0:
 		return nil
-	}
-	free := b.Size - b.InUse
-	size := b.Size + max(0, g.ahead(now)-free)
-	kept := int64(slack)
-	if float64(free) < stopShare*5*float64(b.Quota) {
-		kept = max(kept, int64(stopShare*float64(b.Quota)))
-	}
-	if size+inflation*int64(cost.Bytes) >= b.Quota-min(kept, b.Quota/4) {
-		return &QuotaError{Backend: b, Cost: cost}
+	case g.fills(now, cost, 0):
+		return g.full(now, cost)
+	case g.fills(now, cost, g.ahead(now)):
+		g.wanted = true
+		return errLook
 	}
 	return nil
 }
 
+// fills reports whether the quota is reached, or nearly, by a write and what is ahead of it.
+// What is free is written again, but by the write itself only if it happens to find enough in one piece,
+// and by large ones seldom.
+func (g *gate) fills(now time.Time, cost Cost, ahead int64) bool {
+	b := g.backend
+	free := b.Size - b.InUse
+	kept := int64(slack)
+	if float64(free) < stopShare*5*float64(b.Quota) {
+		kept = max(kept, int64(stopShare*float64(b.Quota)))
+	}
+	if cost.largest <= largePut && now.Sub(g.large) > growing {
+		ahead = max(0, ahead-free)
+	}
+	return b.Size+ahead+inflation*int64(cost.Bytes) >= b.Quota-min(kept, b.Quota/4)
+}
+
+// full returns the error for a write that does not fit.
+func (g *gate) full(now time.Time, cost Cost) error {
+	return &QuotaError{Backend: g.backend, Ahead: g.ahead(now), Cost: cost}
+}
+
+// silent reports whether nothing is known of the backend, or not asked for.
+func (g *gate) silent(now time.Time) bool {
+	return !g.watched || !g.failing.IsZero() && now.Sub(g.failing) > silence ||
+		g.looks == 0 && !g.asked.IsZero() && now.Sub(g.asked) > askTimeout
+}
+
+// failed is told that the backend cannot be asked for.
+func (g *gate) failed(now time.Time) {
+	if g.failing.IsZero() {
+		g.failing = now
+	}
+}
+
+// goes is told that a write goes.
+func (g *gate) goes(now time.Time, cost Cost) {
+	g.flying += cost.Bytes
+	if cost.largest > largePut {
+		g.large = now
+	}
+	if g.noSpace && cost.Bytes > 0 {
+		g.probed = now
+	}
+}
+
+// stays is told that of what a write might have taken so much has not gone.
+func (g *gate) stays(cost Cost) { g.flying = max(0, g.flying-cost.Bytes) }
+
 // ahead returns how many bytes of pages the backend may have taken since it was seen.
 func (g *gate) ahead(now time.Time) int64 {
 	mine := inflation * int64(g.written-g.known+g.flying)
-	return max(mine, int64(g.growth*now.Sub(g.seen).Seconds()))
-}
-
-// blind reports whether cost is to wait until the backend was seen for the first time.
-func (g *gate) blind(cost Cost) bool {
-	return g.looks == 0 && cost.Bytes > 0 && g.written+g.flying+cost.Bytes > slack
+	return max(mine, int64(g.growth*min(now.Sub(g.seen), growing).Seconds()))
 }
 
 // due reports whether the backend is to be looked at, where that is done every so often,
@@ -137,7 +203,7 @@ func (g *gate) due(now, last time.Time, every time.Duration) bool {
 		return true
 	}
 	room := max(float64(g.backend.Quota-g.backend.Size), stopShare*float64(g.backend.Quota))
-	return since >= lookLeast && room > 0 && float64(g.ahead(now)) >= lookPart*room
+	return since >= lookLeast && (g.wanted || room > 0 && float64(g.ahead(now)) >= lookPart*room)
 }
 
 // mark sees to it that marks[0] is of a time that is long enough ago.
@@ -145,14 +211,20 @@ func (g *gate) mark(now time.Time) {
 	if now.Sub(g.marks[1].at) >= commitLag {
 		g.marks[0], g.marks[1] = g.marks[1], mark{now, g.written}
 	}
+	if now.Sub(g.wrote) >= commitLag {
+		g.marks[0] = mark{now, g.written}
+	}
 }
 
 // answered is told how a write that could take cost was answered, and what it has spent. It
 // reports whether nothing can be written any more.
 func (g *gate) answered(now time.Time, cost, spent Cost, err error) (closed bool) {
-	g.flying = max(0, g.flying-cost.Bytes)
+	g.stays(cost)
 	g.mark(now)
-	if g.written += spent.Bytes; err == nil && cost.Bytes > 0 {
+	if spent.Bytes > 0 {
+		g.written, g.wrote = g.written+spent.Bytes, now
+	}
+	if err == nil && cost.Bytes > 0 {
 		// etcd refuses what could take space, whether it would or not.
 		g.noSpace = false
 	}
@@ -183,7 +255,7 @@ func (g *gate) observe(now, asked time.Time, before mark, b Backend, window time
 		}
 		g.grown, g.grownAt, g.looks = b, asked, g.looks+1
 	}
-	g.backend, g.seen, g.known = b, asked, before.written
+	g.backend, g.seen, g.known, g.failing, g.wanted = b, asked, before.written, time.Time{}, false
 	if l := &g.lows[0]; l.from.IsZero() || now.Sub(l.from) > window {
 		g.lows[1], g.lows[0] = g.lows[0], low{now, b.InUse}
 	} else {
@@ -236,7 +308,7 @@ func (g *gate) slowed(now time.Time) (f float64, why string) {
 	if g.pressure > 0 {
 		least(g.pressure, "etcd has had too many requests")
 	}
-	if now.Sub(g.seen) > g.stale {
+	if g.silent(now) {
 		return f, why
 	}
 	if b := g.backend; b.Quota > 0 {

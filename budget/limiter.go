@@ -73,6 +73,7 @@ type grant struct {
 	at      time.Time
 	seen    int64 // the newest revision that was known then
 	assured bool  // from the pool of its class, too
+	within  bool  // of an allowance
 }
 
 // waiter is a write that waits.
@@ -253,9 +254,11 @@ func (c *classQueue) next() *waiter {
 // release lets a write go that waits.
 func (l *limiter) release(now time.Time, w *waiter, assured bool) {
 	l.leave(w)
-	if w.refused = l.refuses(now, w.cost); w.refused != nil {
+	switch w.refused = l.refuses(now, w.cost); w.refused {
+	default:
 		w.flow.class.stats.Refused++
-	} else {
+	case errLook:
+	case nil:
 		w.assured, w.grant.at = assured, now
 		l.take(now, w.grant)
 	}
@@ -304,7 +307,7 @@ func (l *limiter) refuse(why func(Cost) error) {
 
 // giveBack returns what was taken for g and not used.
 func (l *limiter) giveBack(now time.Time, g grant, unused Cost) {
-	unused = Cost{-unused.Revisions, -unused.Bytes}
+	unused = Cost{Revisions: -unused.Revisions, Bytes: -unused.Bytes}
 	l.whole.take(now, unused)
 	if g.assured {
 		g.flow.class.assured.take(now, unused)

@@ -47,8 +47,8 @@ func TestABurstAndThenTheRate(t *testing.T) {
 
 func TestNoLimits(t *testing.T) {
 	l := newTestLimiter(Rates{})
-	require.Equal(t, 1000, l.passes(t0, l.flow(Elastic), 1000, Cost{1, 1 << 30}))
-	require.Zero(t, l.expect(t0, l.flow(Normal), Cost{1, 1 << 30}))
+	require.Equal(t, 1000, l.passes(t0, l.flow(Elastic), 1000, Cost{Revisions: 1, Bytes: 1 << 30}))
+	require.Zero(t, l.expect(t0, l.flow(Normal), Cost{Revisions: 1, Bytes: 1 << 30}))
 }
 
 // TestWhatIsScarcer is what counts.
@@ -66,10 +66,10 @@ func TestWhatIsScarcer(t *testing.T) {
 func TestALargeWrite(t *testing.T) {
 	l := newTestLimiter(Rates{Bytes: 10_000})
 	f := l.flow(Normal)
-	_, ok := l.pass(t0, f, Cost{1, 50_000})
+	_, ok := l.pass(t0, f, Cost{Revisions: 1, Bytes: 50_000})
 	require.True(t, ok)
-	require.Equal(t, 4900*time.Millisecond, l.expect(t0, f, Cost{1, 1}).Round(100*time.Millisecond))
-	w := l.enter(f, Cost{1, 1})
+	require.Equal(t, 4900*time.Millisecond, l.expect(t0, f, Cost{Revisions: 1, Bytes: 1}).Round(100*time.Millisecond))
+	w := l.enter(f, Cost{Revisions: 1, Bytes: 1})
 	again := l.serve(t0)
 	for now := t0; ; now = now.Add(again) {
 		if again = l.serve(now); again == 0 {

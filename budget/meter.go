@@ -26,7 +26,7 @@ func (m *meter) turn(now time.Time) {
 func (m *meter) cost(now time.Time) Cost {
 	m.turn(now)
 	left := 1 - now.Sub(m.from).Seconds()
-	return Cost{m.this.Revisions + int(left*float64(m.last.Revisions)), m.this.Bytes + int(left*float64(m.last.Bytes))}
+	return Cost{Revisions: m.this.Revisions + int(left*float64(m.last.Revisions)), Bytes: m.this.Bytes + int(left*float64(m.last.Bytes))}
 }
 
 // rates returns it as rates.

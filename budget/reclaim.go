@@ -283,7 +283,7 @@ func (r *reclaim) compact(ctx context.Context, h Health) error {
 			if !m.voter() {
 				continue
 			}
-			err := r.at(m.Endpoint, func(conn *grpc.ClientConn) error {
+			err := r.at(ctx, m, func(conn *grpc.ClientConn) error {
 				_, err := pb.NewKVClient(conn).Compact(ctx, &pb.CompactionRequest{Revision: r.plan.Compact, Physical: true}, grpc.WaitForReady(false))
 				return err
 			})
@@ -307,12 +307,21 @@ func (r *reclaim) compact(ctx context.Context, h Health) error {
 // at makes a request at one endpoint, which is not to wait until that is there: the client
 // would otherwise keep a defragmentation, which has no deadline, until the member is
 // started again, be that days later.
-func (r *reclaim) at(endpoint string, request func(*grpc.ClientConn) error) error {
-	conn, err := r.cli.Dial(endpoint)
+func (r *reclaim) at(ctx context.Context, m HealthMember, request func(*grpc.ClientConn) error) error {
+	conn, err := r.cli.Dial(m.Endpoint)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	status, err := within(ctx, r.opts.RequestTimeout, func(ctx context.Context) (*pb.StatusResponse, error) {
+		return pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+	})
+	if err != nil {
+		return rpctypes.Error(err)
+	}
+	if id := HealthID(status.Header.GetMemberId()); id != m.ID { // behind something that has several
+		return fmt.Errorf("member %s answers at %s: have each member reached at an address of its own", id, m.Endpoint)
+	}
 	return rpctypes.Error(request(conn))
 }
 
@@ -342,7 +351,7 @@ func (r *reclaim) member(ctx context.Context, m HealthMember) error {
 		return &ReclaimDoubtError{Step: "defragment", Member: m.ID, Name: m.Name, Reason: fmt.Sprintf(format, args...), Err: err}
 	}
 	begin := time.Now()
-	err := r.at(m.Endpoint, func(conn *grpc.ClientConn) error {
+	err := r.at(ctx, m, func(conn *grpc.ClientConn) error {
 		_, err := pb.NewMaintenanceClient(conn).Defragment(ctx, &pb.DefragmentRequest{}, grpc.WaitForReady(false))
 		return err
 	})

@@ -59,6 +59,7 @@ type share struct {
 	smooth    float64   // e'
 	smoothed  float64   // how much of the smoothing has filled
 	age       float64   // seconds of observation
+	began     time.Time // when it was observed first
 	used      float64   // revisions of this client since the last step
 	usedSince time.Time
 }
@@ -92,6 +93,9 @@ func (s *share) setBudget(budget float64) {
 // observe is told of the revision in the header of a response.
 // Stale are reads that one member answers, which may be behind.
 func (s *share) observe(now time.Time, cluster uint64, revision int64, stale bool) {
+	if s.began.IsZero() {
+		s.began = now
+	}
 	if cluster != s.cluster { // another cluster than before
 		s.cluster, s.newest, s.base = cluster, 0, 0
 	}
@@ -127,7 +131,9 @@ func (s *share) register(clients int) bool {
 }
 
 // young reports whether it does not know yet what the client's part is.
-func (s *share) young() bool { return s != nil && s.clients == 0 && s.age < shareComing }
+func (s *share) young(now time.Time) bool {
+	return s != nil && s.clients == 0 && (s.began.IsZero() || now.Sub(s.began).Seconds() < shareComing)
+}
 
 // ref returns what each client is drawn towards.
 func (s *share) ref() float64 {

@@ -2,6 +2,7 @@ package budget
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -10,8 +11,10 @@ import (
 	"github.com/kvwrap/kvwrap/internal/session"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 )
 
 // Stage paces writes, as middleware: a pb.KVClient over another one. It is safe for
@@ -58,24 +61,21 @@ func New(inner pb.KVClient, cfg Config) (*Stage, error) {
 	}
 	cfg = cfg.withDefaults()
 	s := &Stage{inner: inner, cfg: cfg, paces: cfg.Paces()}
-	if cfg.Backend != nil {
-		s.asks.backend.first = make(chan struct{})
+	for _, a := range []*ask{&s.asks.backend, &s.asks.clients, &s.asks.revision} {
+		a.end = make(chan struct{})
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.session = session.New(cfg.Lease, cfg.SessionTTL, context.Canceled)
 	if cfg.Shared {
 		s.share = newShare(cfg.Rates.Revisions)
 	}
-	if cfg.Register {
-		s.asks.clients.first = make(chan struct{})
-	}
 	now := time.Now()
-	s.gate.stale = max(3*cfg.BackendEvery, 3*askTimeout)
+	s.gate.watched = cfg.Backend != nil
 	s.limiter = newLimiter(now, cfg.Rates, cfg.Burst, cfg.Weights, cfg.MaxWaiting)
 	s.limiter.refuses = func(now time.Time, c Cost) error {
 		err := s.gate.refuses(now, c)
 		if err == nil {
-			s.gate.flying += c.Bytes
+			s.gate.goes(now, c)
 		}
 		return err
 	}
@@ -213,79 +213,106 @@ func (s *Stage) admit(ctx context.Context, r pace, cost Cost) (grant, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	began := time.Now()
-	s.move(began)
 	stats := &r.flow.class.stats
-	if err := s.awaitFirst(ctx, cost); err != nil {
-		stats.Left++
-		return grant{}, s.left(err, began, r, cost)
+	if s.allowanceOf(ctx) == nil {
+		s.meter.add(began, cost)
 	}
-	now := time.Now()
-	g, wait, err := s.enter(ctx, now, r, cost)
+	waited := false
+	for {
+		g, err := s.attempt(ctx, r, cost, &waited)
+		switch {
+		case err == errLook && (r.reject || s.gate.looks > 0 && time.Since(began) > patience):
+			g, err = grant{}, s.gate.full(time.Now(), cost)
+			stats.Refused++
+		case err == errLook:
+			if waited, err = true, s.sleep(ctx, s.asks.backend.end); err == nil {
+				continue
+			}
+		}
+		if waited {
+			stats.Waited += time.Since(began)
+		}
+		switch {
+		case err != nil && err == ctx.Err():
+			stats.Left++
+			err = s.left(err, began, r, cost)
+		case err != nil || g.within:
+		case waited:
+			stats.Delayed++
+		default:
+			stats.Admitted++
+		}
+		return g, err
+	}
+}
+
+// patience is for how long a write waits for the backend to have room for it, where that
+// is not certain.
+const patience = time.Second
+
+// attempt is admit without a look: it may return errLook. It returns the context's error, as
+// it is, where that has ended.
+func (s *Stage) attempt(ctx context.Context, r pace, cost Cost, waited *bool) (grant, error) {
+	// A client that registers has its share when it is registered, and goes on without where
+	// that fails.
+	for s.move(time.Now()); s.cfg.Register && !s.asks.clients.ended && !s.closed && s.allowanceOf(ctx) == nil; {
+		*waited = true
+		if err := s.sleep(ctx, s.asks.clients.end); err != nil {
+			return grant{}, err
+		}
+	}
+	g, wait, err := s.enter(ctx, time.Now(), r, cost)
 	if wait == nil {
 		return g, err
 	}
+	*waited = true
 	s.mu.Unlock()
 	select {
 	case <-wait.goes:
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	now = time.Now()
-	stats.Waited += now.Sub(began)
 	left := s.limiter.leave(wait) // it waits still: its context has ended
 	switch {
 	case !left && wait.refused != nil:
 		return grant{}, wait.refused
 	case !left && ctx.Err() == nil:
-		stats.Delayed++
 		wait.seen = s.newest()
 		return wait.grant, nil
 	case !left: // it may go, and its context has ended in the same moment
-		s.limiter.giveBack(now, wait.grant, cost)
-		s.gate.flying = max(0, s.gate.flying-cost.Bytes)
+		s.limiter.giveBack(time.Now(), wait.grant, cost)
+		s.gate.stays(cost)
 	}
-	stats.Left++
-	err = s.left(ctx.Err(), began, r, cost)
-	s.move(now)
-	return grant{}, err
+	s.move(time.Now())
+	return grant{}, ctx.Err()
 }
 
 // left returns the error for a write whose context has ended while it waited.
 func (s *Stage) left(err error, began time.Time, r pace, cost Cost) error {
 	now := time.Now()
-	return s.limited(now, r, cost, LimitError{Wait: now.Sub(began), RetryAfter: s.limiter.expect(now, &r.flow, cost), Err: err})
+	e := LimitError{Wait: now.Sub(began), RetryAfter: s.limiter.expect(now, &r.flow, cost), Err: err}
+	return s.limited(now, r, cost, e)
 }
 
 // limited returns e with what it has to say of the budget.
 func (s *Stage) limited(now time.Time, r pace, cost Cost, e LimitError) error {
-	e.Prefix, e.Class, e.Cost, e.Waiting = r.Prefix, r.Class, cost, r.flow.class.waiting
+	e.Prefix, e.Class, e.Cost, e.Waiting = r.Prefix, r.Class, Cost{Revisions: cost.Revisions, Bytes: cost.Bytes}, r.flow.class.waiting
 	e.Limit, e.Why, e.Demand = s.limiter.rates, s.why(now), s.meter.rates(now)
 	e.RetryAfter = max(e.RetryAfter, time.Millisecond)
 	return &e
 }
 
-// awaitFirst has a write wait, not under mu, for what is to be known before it: how many
-// clients there are, and how much room, if it is large. It returns the context's error.
-func (s *Stage) awaitFirst(ctx context.Context, cost Cost) error {
-	var firsts []chan struct{}
-	if first := s.asks.clients.first; first != nil {
-		firsts = append(firsts, first)
-	}
-	if first := s.asks.backend.first; first != nil && s.gate.blind(cost) {
-		firsts = append(firsts, first)
-	}
-	if len(firsts) == 0 || s.allowanceOf(ctx) != nil {
-		return nil
-	}
+// sleep waits, not under mu, until end is closed, for a moment at the most.
+func (s *Stage) sleep(ctx context.Context, end <-chan struct{}) error {
 	s.mu.Unlock()
 	defer s.mu.Lock()
-	for _, first := range firsts {
-		select {
-		case <-first:
-		case <-s.ctx.Done():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	moment := time.NewTimer(lookLeast)
+	defer moment.Stop()
+	select {
+	case <-end:
+	case <-moment.C:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	return nil
 }
@@ -293,20 +320,20 @@ func (s *Stage) awaitFirst(ctx context.Context, cost Cost) error {
 // enter is admit under mu. It returns who waits, where that is what it has to do.
 func (s *Stage) enter(ctx context.Context, now time.Time, r pace, cost Cost) (g grant, wait *waiter, err error) {
 	if a := s.allowanceOf(ctx); a != nil {
-		g = a.draw(now, s.limiter, cost)
+		g = a.draw(now, s.limiter, &s.gate, cost)
 		g.seen = s.newest()
 		return g, nil, nil
 	}
 	stats := &r.flow.class.stats
-	s.meter.add(now, cost)
 	if err := s.gate.refuses(now, cost); err != nil {
-		stats.Refused++
+		if err != errLook {
+			stats.Refused++
+		}
 		return g, nil, err
 	}
 	g, ok := s.limiter.pass(now, &r.flow, cost)
 	if ok {
-		stats.Admitted++
-		s.gate.flying += cost.Bytes
+		s.gate.goes(now, cost)
 		g.seen = s.newest()
 		return g, nil, nil
 	}
@@ -320,16 +347,15 @@ func (s *Stage) enter(ctx context.Context, now time.Time, r pace, cost Cost) (g 
 	}
 	may := s.mayWait(ctx, now, r)
 	// What a client that has just come will have of a shared budget nobody knows.
-	if !full && (expected <= may || s.share.young() && !r.reject) {
+	if !full && (expected <= may || s.share.young(now) && !r.reject) {
 		wait = s.limiter.enter(&r.flow, cost)
 		s.move(now)
 		if wait.at != nil {
 			return g, wait, nil
 		}
 		if wait.refused != nil {
-			return g, nil, wait.refused // refuse has counted it
+			return g, nil, wait.refused // which is counted
 		}
-		stats.Admitted++
 		wait.seen = s.newest()
 		return wait.grant, nil, nil
 	}
@@ -382,8 +408,8 @@ func (s *Stage) done(g grant, spent Cost, h *pb.ResponseHeader, err error) {
 		s.share.observe(now, h.ClusterId, h.Revision, false)
 		s.share.wrote(now, g.seen, h.Revision)
 	}
-	if err != nil {
-		spent.Bytes = 0 // of what is in the backend
+	if unapplied(err) {
+		spent.Bytes = 0 // of what may be in the backend
 	}
 	if s.gate.answered(now, g.cost, spent, err) {
 		s.shut()
@@ -438,6 +464,18 @@ func (s *Stage) move(now time.Time) {
 	}
 }
 
+// slowedLeast is what those have at the least who have no limit, before they are slowed down.
+var slowedLeast = Rates{Revisions: 500, Bytes: 4 << 20}
+
+// unapplied reports whether what was answered with err was not applied.
+func unapplied(err error) bool {
+	var e rpctypes.EtcdError
+	if errors.As(rpctypes.Error(err), &e) {
+		return e.Code() != codes.Unavailable && e.Code() != codes.DeadlineExceeded && e.Code() != codes.Unknown
+	}
+	return errors.Is(err, ErrNotSent) || errors.Is(err, wire.ErrUnknownRequest)
+}
+
 // refresh sets the rates of the limiter.
 func (s *Stage) refresh(now time.Time) {
 	r := s.cfg.Rates
@@ -450,7 +488,7 @@ func (s *Stage) refresh(now time.Time) {
 	f := s.gate.factor(now)
 	if f < 1 && r == (Rates{}) && s.usual == (Rates{}) { // what there is no limit for is slowed down from what it was
 		c := s.meter.cost(now)
-		s.usual = Rates{max(1, float64(c.Revisions)), max(1<<10, float64(c.Bytes))}
+		s.usual = Rates{max(slowedLeast.Revisions, float64(c.Revisions)), max(slowedLeast.Bytes, float64(c.Bytes))}
 	}
 	switch {
 	case f == 1:
@@ -465,19 +503,23 @@ func (s *Stage) refresh(now time.Time) {
 	}
 }
 
-// Close ends what the stage asks by itself, and its registration. Writes go on, at the pace
-// that they have then. Closing twice is fine.
+// Close ends what the stage asks by itself, and its registration. Writes go on, at Rates, or
+// the share of them that they have then; what Backend has said does not count any more.
+// Closing twice is fine.
 func (s *Stage) Close() error {
 	s.mu.Lock()
 	closed := s.closed
 	s.closed = true
-	s.gate.backend = Backend{} // nobody asks for it any more
 	s.cancel()
 	s.mu.Unlock()
 	if closed {
 		return nil
 	}
 	s.asking.Wait()
+	s.mu.Lock()
+	s.gate.watched, s.gate.backend = false, Backend{} // nobody asks for it any more
+	s.move(time.Now())
+	s.mu.Unlock()
 	if s.cfg.Lease == nil {
 		return nil
 	}

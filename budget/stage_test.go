@@ -141,7 +141,7 @@ func TestADeadlineThatCannotBeMet(t *testing.T) {
 		require.ErrorIs(t, err, ErrLimited)
 		require.Zero(t, time.Since(e.began), "at once")
 		require.Equal(t, Rates{Revisions: 10}, limited.Limit)
-		require.Equal(t, Cost{1, 256 + 2}, limited.Cost)
+		require.Equal(t, Cost{Revisions: 1, Bytes: 256 + 2}, limited.Cost)
 		require.EqualValues(t, 2, limited.Demand.Revisions)
 		require.Equal(t, 100*ms, limited.Wait)
 		require.Equal(t, 50*ms, limited.RetryAfter)

@@ -61,6 +61,12 @@ func (s *Stage) why(now time.Time) string {
 	var why []string
 	if s.share != nil {
 		why = append(why, fmt.Sprintf("this client's share of %v for the cluster", Rates{Revisions: s.cfg.Rates.Revisions}))
+		if s.cfg.Register && s.share.clients == 0 {
+			why = append(why, "it is not registered yet")
+		}
+	}
+	if s.gate.watched && s.gate.looks == 0 {
+		why = append(why, "the backend was not seen yet")
 	}
 	if d := s.gate.derived(s.cfg.Retention, s.cfg.CompactionInterval); d > 0 && (s.cfg.Rates.Bytes == 0 || d < s.cfg.Rates.Bytes) {
 		why = append(why, "bytes as derived from the quota")

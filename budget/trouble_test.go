@@ -119,9 +119,11 @@ func TestASilentBackend(t *testing.T) {
 		synctest.Wait()
 		require.ErrorIs(t, put(), ErrQuota)
 		time.Sleep(time.Minute)
-		require.NoError(t, put())
+		require.ErrorIs(t, put(), ErrQuota, "nobody has asked meanwhile")
 		synctest.Wait()
 		require.NotZero(t, kv.Stats().AskErrors)
+		time.Sleep(31 * time.Second)
+		require.NoError(t, put())
 	})
 	asked = 0
 	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
@@ -300,9 +302,9 @@ func TestExtremes(t *testing.T) {
 		require.ErrorIs(t, err, ErrLimited)
 	})
 	l := newTestLimiter(Rates{Bytes: 18})
-	steps := testing.AllocsPerRun(1, func() { l.whole.take(t0, Cost{1, 64 << 20}) })
+	steps := testing.AllocsPerRun(1, func() { l.whole.take(t0, Cost{Revisions: 1, Bytes: 64 << 20}) })
 	require.Less(t, steps, 100.0)
-	require.Greater(t, l.whole.wait(t0, Cost{0, 1}), 1000*time.Hour)
+	require.Greater(t, l.whole.wait(t0, Cost{Revisions: 0, Bytes: 1}), 1000*time.Hour)
 }
 
 // TestMembersWithoutAQuota do not hide the one that has little room left.
