@@ -285,9 +285,14 @@ func TestAnAllowanceAndOthers(t *testing.T) {
 			require.NoError(t, err)
 		}
 		done()
-		require.GreaterOrEqual(t, kv.stage.gate.flying, mib, "the other one is under way")
+		flying := func() int {
+			kv.stage.mu.Lock()
+			defer kv.stage.mu.Unlock()
+			return kv.stage.gate.flying
+		}
+		require.GreaterOrEqual(t, flying(), mib, "the other one is under way")
 		time.Sleep(2 * time.Second)
-		require.Zero(t, kv.stage.gate.flying)
+		require.Zero(t, flying())
 	})
 	cfg := Config{Rates: Rates{Revisions: 90}, Burst: time.Second, Rules: []Rule{{Prefix: "c/", Class: Critical}}}
 	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {

@@ -5,6 +5,7 @@ package etcdtest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -106,10 +108,19 @@ func StartMembers(t testing.TB, n int, settings map[string]any) *Members {
 }
 
 // stablePort returns a free port that is not among those that systems give to
-// outgoing connections, so that nobody takes it while a member is down.
+// outgoing connections, so that nobody takes it while a member is down. Other tests, which
+// may run in other processes, do not get it: until the test has ended it is taken at another
+// loopback address, where the system has one.
 func stablePort(t testing.TB) int {
 	for range 1000 {
 		port := 15000 + rand.IntN(15000)
+		mark, err := net.Listen("tcp", fmt.Sprintf("127.77.0.1:%d", port))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err == nil {
+			t.Cleanup(func() { mark.Close() })
+		}
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			l.Close()
 			return port
