@@ -36,12 +36,12 @@ func TestPressureMakesBatchesLarger(t *testing.T) {
 // TestALargePutIsAdmittedWhole, or refused before anything of it was sent.
 func TestALargePutIsAdmittedWhole(t *testing.T) {
 	s := newSide(t)
-	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 1000, Bytes: 1 << 20}}})
+	kv := s.over(t, Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 1000, Bytes: 16 << 10}}})
 	value := statistics()
 	_, err := kv.Put(t.Context(), "k", value)
 	require.NoError(t, err)
 	before := stored(t, s.cli)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	_, err = kv.Put(ctx, "another", strings.ToUpper(value))
 	var limited *budget.LimitError
