@@ -277,6 +277,23 @@ func TestProposalBytes(t *testing.T) {
 	require.Greater(t, ProposalBytes(txn), ProposalBytes(put))
 }
 
+// TestProposalBytesIsMarshalled compares with the message that a server marshals, where
+// lengths take more bytes.
+func TestProposalBytesIsMarshalled(t *testing.T) {
+	for _, n := range []int{0, 1, 100, 124, 126, 128, 16_370, 16_380, 16_390, 2_097_140, 2_097_160} {
+		put := &pb.PutRequest{Key: []byte("key"), Value: make([]byte, n), Lease: 5}
+		del := &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: make([]byte, n)}
+		txn := &pb.TxnRequest{Success: []*pb.RequestOp{Put(put), DeleteRange(del)}}
+		for r, p := range map[proto.Message]*pb.InternalRaftRequest{put: {Put: put}, del: {DeleteRange: del}, txn: {Txn: txn}} {
+			p.Header = &pb.RequestHeader{ID: 1<<64 - 1}
+			bytes, err := proto.Marshal(p)
+			require.NoError(t, err)
+			require.Equal(t, len(bytes), ProposalBytes(r))
+			require.Zero(t, testing.AllocsPerRun(10, func() { ProposalBytes(r) }))
+		}
+	}
+}
+
 func TestWritesIsWhatTheServerProposes(t *testing.T) {
 	get := Range(&pb.RangeRequest{Key: []byte("k")})
 	put := Put(&pb.PutRequest{Key: []byte("k")})
