@@ -74,11 +74,11 @@ func StartMembers(t testing.TB, n int, settings map[string]any) *Members {
 	var cluster string
 	peers := make([]string, n)
 	for i := range n {
-		peers[i] = fmt.Sprintf("http://127.0.0.1:%d", stablePort(t))
+		peers[i] = fmt.Sprintf("http://127.0.0.1:%d", StablePort(t))
 		cluster += fmt.Sprintf(",m%d=%s", i, peers[i])
 	}
 	for i := range n {
-		address := fmt.Sprintf("127.0.0.1:%d", stablePort(t))
+		address := fmt.Sprintf("127.0.0.1:%d", StablePort(t))
 		proxy, err := NewProxy(address)
 		require.NoError(t, err)
 		m.Proxies = append(m.Proxies, proxy)
@@ -107,11 +107,11 @@ func StartMembers(t testing.TB, n int, settings map[string]any) *Members {
 	return m
 }
 
-// stablePort returns a free port that is not among those that systems give to
+// StablePort returns a free port that is not among those that systems give to
 // outgoing connections, so that nobody takes it while a member is down. Other tests, which
 // may run in other processes, do not get it: until the test has ended it is taken at another
 // loopback address, where the system has one.
-func stablePort(t testing.TB) int {
+func StablePort(t testing.TB) int {
 	for range 1000 {
 		port := 15000 + rand.IntN(15000)
 		mark, err := net.Listen("tcp", fmt.Sprintf("127.77.0.1:%d", port))

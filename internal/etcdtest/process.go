@@ -41,7 +41,7 @@ func Main(roles map[string]Role) {
 	os.Exit(0)
 }
 
-// Process is a child of the test: the same binary, in a role.
+// Process is a child of the test: the same binary in a role, or another program.
 //
 // It is killed by whoever started it. Where nobody is left to do so, since the
 // test has panicked or was killed itself, the child finds the end of its standard
@@ -58,6 +58,12 @@ type Process struct {
 func StartProcess(role, argument string) (*Process, error) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role, argumentEnv+"="+argument)
+	return StartCommand(cmd)
+}
+
+// StartCommand starts another program as a child, which is to end when its standard
+// input does.
+func StartCommand(cmd *exec.Cmd) (*Process, error) {
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = attributes()
 	in, err := cmd.StdinPipe()
