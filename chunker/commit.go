@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
@@ -114,7 +115,9 @@ func readsHistory(ops []*pb.RequestOp) bool {
 
 // commit sends c.
 func (w *write) commit(ctx context.Context, c *commit) (*pb.TxnResponse, error) {
-	resp, err := w.s.inner.Txn(ctx, c.req)
+	spanned, end := w.s.span(ctx, "kvwrap commit", slog.Int("attempt", w.attempts+1), slog.Int("bytes", c.bytes))
+	resp, err := w.s.inner.Txn(spanned, c.req)
+	end(err)
 	if err != nil {
 		return nil, w.refused(ctx, err, wire.Width(c.req), c.bytes, c.entry)
 	}

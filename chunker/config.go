@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"time"
 
@@ -92,6 +93,12 @@ type Config struct {
 	// anything was sent, not half way. The proposals are made with the context that it
 	// returns, and done is called when that is over.
 	Admit func(ctx context.Context, key []byte, revisions, bytes int) (admitted context.Context, done func(), err error)
+
+	// Span, if it is not nil, is told of each step of a write that takes several: "kvwrap
+	// write", and in it "kvwrap stage", "kvwrap commit", and "kvwrap give up", which may end
+	// after the write. The step's requests are made with the context that it returns, and end is
+	// called when that is over, with its error or nil. The package kvotel makes spans of them.
+	Span func(ctx context.Context, step string, about ...slog.Attr) (spanned context.Context, end func(error))
 }
 
 const (

@@ -3,8 +3,10 @@ package chunker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,6 +150,40 @@ func TestEveryKnobTurns(t *testing.T) {
 			require.Equal(t, refuse, err)
 			require.Empty(t, sent.Take().Proposals, "nothing was sent")
 			require.Equal(t, 1, ended)
+		},
+		"Span": func(t *testing.T) {
+			var mu sync.Mutex
+			open, steps := 0, map[string]int{}
+			failed := errors.New("the step was not told how it ended")
+			kv, _ := e.another(Config{Span: func(ctx context.Context, step string, about ...slog.Attr) (context.Context, func(error)) {
+				mu.Lock()
+				defer mu.Unlock()
+				open++
+				steps[step]++
+				return ctx, func(err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					open--
+					if step == "kvwrap write" {
+						failed = err
+					}
+				}
+			}})
+			_, err := kv.Put(e.ctx, "small", "v")
+			require.NoError(t, err)
+			require.Empty(t, steps, "one request is no step")
+			_, err = kv.Put(e.ctx, "spanned", incompressible(400<<10, "one"))
+			require.NoError(t, err)
+			require.Equal(t, map[string]int{"kvwrap write": 1, "kvwrap stage": 1, "kvwrap commit": 1}, steps)
+			require.NoError(t, failed)
+
+			ctx, cancel := context.WithCancel(e.ctx)
+			cancel()
+			_, err = kv.Put(ctx, "spanned", incompressible(400<<10, "two"))
+			require.ErrorIs(t, err, context.Canceled)
+			require.ErrorIs(t, failed, context.Canceled)
+			require.NoError(t, kv.Close())
+			require.Zero(t, open, "each has ended")
 		},
 	}
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {

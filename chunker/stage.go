@@ -3,6 +3,7 @@ package chunker
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -88,6 +89,14 @@ func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
 		return nil, err
 	}
 	return &KV{KV: clientv3.NewKVFromKVClient(s, nil), stage: s}, nil
+}
+
+// span tells Config.Span of a step.
+func (s *Stage) span(ctx context.Context, step string, about ...slog.Attr) (context.Context, func(error)) {
+	if s.cfg.Span == nil {
+		return ctx, func(error) {}
+	}
+	return s.cfg.Span(ctx, step, about...)
 }
 
 // Close is [Stage.Close].

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -32,8 +33,10 @@ var errAnchorGone = errors.New("chunker: the anchor is gone")
 // before, and put again with each batch that follows, so that its revision says
 // that they are all there. No batch is sent again when its outcome is unknown: it
 // might come late, after the writer has gone.
-func (s *Stage) stage(ctx context.Context, d *draft) error {
+func (s *Stage) stage(ctx context.Context, d *draft) (err error) {
 	batches := s.batches(d)
+	ctx, end := s.span(ctx, "kvwrap stage", slog.String("key", string(d.Key)), slog.Int("chunks", len(d.Chunks)-d.staged), slog.Int("proposals", len(batches)))
+	defer func() { end(err) }()
 	if d.anchor == 0 && len(batches) > 0 {
 		if err := s.dropAnchor(ctx, d, batches[0]); err != nil {
 			return err
@@ -185,6 +188,7 @@ func (s *Stage) abandon(d *draft) {
 	if !d.sent {
 		return
 	}
+	s.stats.abandoned.Add(1)
 	r := s.space.IDs(d.Key, format.WholeToken(d.Token).First, format.WholeToken(d.Token).Last)
 	txn := &pb.TxnRequest{Success: []*pb.RequestOp{wire.DeleteRange(&pb.DeleteRangeRequest{Key: r.Key, RangeEnd: r.End})}}
 	if d.anchor != 0 {
@@ -193,9 +197,12 @@ func (s *Stage) abandon(d *draft) {
 		s.session.Retire(d.session)
 	}
 	s.inBackground(func() {
+		_, end := s.span(s.ctx, "kvwrap give up", slog.String("key", string(d.Key)))
+		var err error
+		defer func() { end(err) }()
 		for wait := 50 * time.Millisecond; wait < time.Minute; wait *= 2 {
 			ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
-			_, err := s.inner.Txn(ctx, txn)
+			_, err = s.inner.Txn(ctx, txn)
 			cancel()
 			if err == nil {
 				return

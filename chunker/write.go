@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/internal/wire"
@@ -77,8 +78,13 @@ func newWrite(s *Stage, req *pb.TxnRequest) *write {
 // run attempts the write until it is done. It may have been applied although
 // there is an error, where the error is one after which that is so of a request
 // of etcd's client.
-func (w *write) run(ctx context.Context) (*pb.TxnResponse, error) {
+func (w *write) run(ctx context.Context) (resp *pb.TxnResponse, err error) {
 	defer w.drop()
+	if w.dependsOnStore() {
+		var end func(error)
+		ctx, end = w.s.span(ctx, "kvwrap write", slog.Int("operations", len(w.req.Success)+len(w.req.Failure)))
+		defer func() { end(err) }()
+	}
 	for {
 		attempt := w.asItIs
 		if w.dependsOnStore() {

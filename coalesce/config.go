@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -147,6 +148,12 @@ type Config struct {
 	// it wait there. The batch is sent with the context that it returns, and done is called
 	// when that is over.
 	Admit func(ctx context.Context, r *pb.TxnRequest) (admitted context.Context, done func(), err error)
+
+	// Span, if it is not nil, is told of each batch of several writes, "kvwrap batch". Its
+	// requests are made with the context that it returns, and end is called when that is over, with
+	// nil, since each of the writes has an error of its own. The package kvotel makes spans
+	// of them.
+	Span func(ctx context.Context, step string, about ...slog.Attr) (spanned context.Context, end func(error))
 
 	// Lease grants and keeps the lease of this process's sequence. It is granted when
 	// that is first needed, for PutAsync, Retry or SkipUnchanged, and revoked by Close.

@@ -2,6 +2,7 @@ package coalesce
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -13,6 +14,15 @@ import (
 // again for its next step. It reports whether etcd has answered; where it has not, what
 // waits again should not be sent at once.
 func (s *Stage) send(f *flight) bool {
+	if n := len(f.units()); s.cfg.Span != nil && n > 1 {
+		outer := f.ctx
+		ctx, end := s.cfg.Span(outer, "kvwrap batch", slog.Int("writes", n), slog.Bool("sequenced", f.kind == sequenced))
+		f.ctx = ctx
+		defer func() {
+			f.ctx = outer
+			end(nil)
+		}()
+	}
 	if f.kind == sequenced {
 		if err := s.open(f); err != nil {
 			if wire.Is(err, rpctypes.ErrPermissionDenied) {
