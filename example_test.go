@@ -10,6 +10,7 @@ import (
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/kvwrap/kvwrap/shaper"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -131,4 +132,62 @@ func ExampleConfig_readOnly() {
 	if _, err := kvwrap.Install(cli, kvwrap.Config{Chunk: chunker.Config{ReadOnly: true}}); err != nil {
 		log.Fatal(err)
 	}
+}
+
+func report(ctx context.Context, kv *kvwrap.KV) error {
+	report, err := kv.Report(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Print(report.Text()) // report.String() is a line for a log
+	for _, w := range report.Warnings {
+		log.Printf("%s: %s", w.Text, w.Remedy)
+	}
+	return nil
+}
+
+var _ = report
+
+// A gateway of three members, each of which puts 2 MB of statistics every five seconds, of
+// which three in a hundred have changed.
+func ExampleGatewayStatistics() {
+	cfg, plan, err := kvwrap.GatewayStatistics(3, 2_000_000, 0.03, 5*time.Second)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("entries of up to", cfg.Chunk.MaxEntryBytes, "bytes")
+	fmt.Printf("raft log: %.1f GB, with kvwrap %.0f MB\n", plan.Plain.Get(shaper.RaftLog).Expected/1e9, plan.Shaped.Get(shaper.RaftLog).Expected/1e6)
+	for _, f := range plan.Flags {
+		fmt.Println(f.Setting, f.Value)
+	}
+	// Then: kvwrap.Install(cli, cfg)
+
+	// Output:
+	// entries of up to 65536 bytes
+	// raft log: 10.1 GB, with kvwrap 212 MB
+	// --auto-compaction-mode periodic
+	// --auto-compaction-retention 1h0m0s
+	// --quota-backend-bytes 2147483648
+	// memory limit of the container 896Mi
+	// GOMEMLIMIT 806MiB
+}
+
+// A broker with 200 partitions commits 5,000 offsets a second. They are in etcd 100 ms later.
+func ExampleOffsetCommits() {
+	cfg, plan, err := kvwrap.OffsetCommits("offsets/", 200, 5000, 100*time.Millisecond)
+	if err != nil {
+		log.Fatal(err)
+	}
+	rule := cfg.Rules[0]
+	fmt.Println(rule.Coalesce, "every", rule.FlushEvery)
+	revisions := 0.0
+	for _, e := range plan.ShapedLoad.Entries {
+		revisions += e.PerSecond
+	}
+	fmt.Printf("%.0f revisions a second\n", revisions)
+	// Then: kv, err := kvwrap.Install(cli, cfg), and kv.PutAsync for each commit.
+
+	// Output:
+	// Max every 80ms
+	// 12 revisions a second
 }

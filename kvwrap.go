@@ -35,12 +35,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/wire"
+	"github.com/kvwrap/kvwrap/shaper"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -58,9 +60,22 @@ type Config struct {
 	Coalesce coalesce.Config
 
 	// Budget says how fast may be written. Its Rules are Rules, below. Its Lease is that of
-	// Chunk, and RegisterPrefix is below the reserved prefix, where they are not set.
-	// [budget.Members] of the client is what its Backend asks.
+	// Chunk, and RegisterPrefix is below the reserved prefix, where they are not set; where
+	// Retention is set and Backend is not, that is [budget.Members] of the client.
 	Budget budget.Config
+
+	// Server is what Report cannot know of the cluster: its flags, as far as they are not the
+	// defaults. Its version and quota are asked for.
+	Server shaper.Server
+
+	// Meter says how traffic is counted, in [Stats] and [KV.Report]. Its Rules are the prefixes
+	// of Rules, below.
+	Meter shaper.MeterConfig
+
+	// Span, if it is not nil, is told of the steps of writes that take several requests, and
+	// of batches: that of Chunk and Coalesce, where these are not set. The package kvotel makes
+	// OpenTelemetry's spans of them.
+	Span func(ctx context.Context, step string, about ...slog.Attr) (spanned context.Context, end func(error))
 
 	// Rules says what is done with which keys. Of several rules that apply to a key the
 	// one with the longest prefix does.
@@ -104,6 +119,10 @@ var (
 // unless it is a chunker.AppliedError.
 type KV struct {
 	clientv3.KV
+	cli      *clientv3.Client // whose members are asked, by Report
+	server   shaper.Server
+	asked    *shaper.Meter
+	proposed *shaper.Meter
 	chunker  *chunker.Stage
 	coalesce *coalesce.Stage
 	budget   *budget.Stage
@@ -122,11 +141,20 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if _, ok := cli.KV.(*KV); ok {
 		return nil, errInstalled
 	}
-	cfg, err := cfg.filled(cli.Lease)
+	cfg, err := cfg.filled(cli)
 	if err != nil {
 		return nil, err
 	}
-	pace, err := budget.New(wire.Client(cli.KV), cfg.Budget)
+	asked, err := shaper.NewMeter(cfg.Meter)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Meter.ChunkPrefix = cfg.Chunk.ChunkPrefix
+	proposed, err := shaper.NewMeter(cfg.Meter)
+	if err != nil {
+		return nil, err
+	}
+	pace, err := budget.New(proposed.Stage(wire.Client(cli.KV)), cfg.Budget)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +173,11 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 		return nil, err
 	}
 	return &KV{
-		KV:       clientv3.NewKVFromKVClient(chunks, nil),
+		KV:       clientv3.NewKVFromKVClient(asked.Stage(chunks), nil),
+		cli:      cli,
+		server:   cfg.Server,
+		asked:    asked,
+		proposed: proposed,
 		chunker:  chunks,
 		coalesce: batches,
 		budget:   pace,
@@ -156,12 +188,21 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 
 // filled returns c with what one stage takes from another, and the rules as the stages
 // have them. Its error joins all that is wrong.
-func (c Config) filled(lease clientv3.Lease) (Config, error) {
+func (c Config) filled(cli *clientv3.Client) (Config, error) {
 	if c.Chunk.Lease == nil {
-		c.Chunk.Lease = lease
+		c.Chunk.Lease = cli.Lease
+	}
+	if c.Budget.Retention > 0 && c.Budget.Backend == nil {
+		c.Budget.Backend = budget.Members(cli)
 	}
 	if c.Coalesce.Lease == nil {
 		c.Coalesce.Lease = c.Chunk.Lease
+	}
+	if c.Chunk.Span == nil {
+		c.Chunk.Span = c.Span
+	}
+	if c.Coalesce.Span == nil {
+		c.Coalesce.Span = c.Span
 	}
 	var errs []error
 	if len(c.Coalesce.Rules) > 0 {
@@ -176,7 +217,10 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 	if c.Budget.Lease == nil {
 		c.Budget.Lease = c.Chunk.Lease
 	}
-	c.Coalesce.Rules, c.Budget.Rules = nil, nil
+	if len(c.Meter.Rules) > 0 {
+		errs = append(errs, fmt.Errorf("%w: Config.Meter.Rules is set: set Config.Rules in its place", shaper.ErrConfig))
+	}
+	c.Coalesce.Rules, c.Budget.Rules, c.Meter.Rules = nil, nil, nil
 	prefixes := make(map[string]bool)
 	for _, r := range c.Rules {
 		if prefixes[r.Prefix] { // once, and not by each stage
@@ -189,12 +233,21 @@ func (c Config) filled(lease clientv3.Lease) (Config, error) {
 			SkipUnchanged: r.SkipUnchanged, Retry: r.Retry, Linger: r.Linger, FlushEvery: r.FlushEvery,
 		})
 		c.Budget.Rules = append(c.Budget.Rules, budget.Rule{Prefix: r.Prefix, Class: r.Class, Reject: r.Reject})
+		c.Meter.Rules = append(c.Meter.Rules, r.Prefix)
 	}
 	if err := c.Chunk.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("kvwrap: Config.Chunk: %w", err))
 	}
 	if err := c.Coalesce.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("kvwrap: Config.Coalesce, Config.Rules: %w", err))
+	}
+	if err := c.Meter.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("kvwrap: Config.Meter: %w", err))
+	}
+	server := c.Server
+	server.Version = cmp.Or(server.Version, shaper.NewestKnown) // Report asks
+	if err := server.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("kvwrap: Config.Server: %w", err))
 	}
 	if err := c.Budget.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("kvwrap: Config.Budget, Config.Rules: %w", err))
@@ -266,7 +319,9 @@ func (kv *KV) Lease() clientv3.Lease { return kv.lease }
 // WithPrevKV or WithIgnoreValue, does not wait for others: it is written before PutAsync
 // returns, or ctx has ended.
 func (kv *KV) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
-	kv.putAsync(ctx, wire.PutRequest(clientv3.OpPut(key, val, opts...)), promise)
+	r := wire.PutRequest(clientv3.OpPut(key, val, opts...))
+	kv.asked.Observe(r)
+	kv.putAsync(ctx, r, promise)
 }
 
 func (kv *KV) putAsync(ctx context.Context, r *pb.PutRequest, promise func(*clientv3.PutResponse, error)) {
@@ -307,12 +362,51 @@ func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return k
 
 // Stats are counters of this process.
 type Stats struct {
-	Chunk    chunker.Stats
-	Coalesce coalesce.Stats
-	Budget   budget.Stats
+	shaper.Stats // what was asked for, and what was proposed
+	Chunk        chunker.Stats
+	Coalesce     coalesce.Stats
+	Budget       budget.Stats
 }
 
 // Stats returns the counters. It does no I/O.
 func (kv *KV) Stats() Stats {
-	return Stats{Chunk: kv.chunker.Stats(), Coalesce: kv.coalesce.Stats(), Budget: kv.budget.Stats()}
+	return Stats{
+		Stats: shaper.Stats{Asked: kv.asked.Traffic(), Proposed: kv.proposed.Traffic()},
+		Chunk: kv.chunker.Stats(), Coalesce: kv.coalesce.Stats(), Budget: kv.budget.Stats(),
+	}
+}
+
+// Report returns Stats and the state of the cluster's members, what the traffic comes to on
+// them, and what there is to do about it. Members that do not answer are in it; an error says
+// that none does, or that ctx has ended. It writes nothing.
+func (kv *KV) Report(ctx context.Context) (shaper.Report, error) {
+	monitor, err := budget.NewMonitor(kv.cli, budget.MonitorConfig{Quota: kv.server.Quota})
+	if err != nil {
+		return shaper.Report{}, err
+	}
+	health, err := monitor.Check(ctx)
+	if err != nil {
+		return shaper.Report{}, err
+	}
+	stats, pending := kv.Stats(), kv.Pending()
+	r := shaper.Report{
+		At: health.At, Asked: stats.Asked, Proposed: stats.Proposed,
+		Pending: shaper.Pending{Puts: pending.Puts, Writes: pending.Writes, Bytes: pending.Bytes, Failed: stats.Coalesce.Failed},
+		Chunks:  shaper.Chunks{Stored: -1, Abandoned: stats.Chunk.Abandoned, Swept: stats.Chunk.Swept, Oversized: stats.Chunk.Oversized},
+		Budget: shaper.BudgetUse{
+			Revisions: stats.Budget.Limit.Revisions, Bytes: stats.Budget.Limit.Bytes, Why: stats.Budget.Why,
+			RevisionsAsked: stats.Budget.Demand.Revisions, BytesAsked: stats.Budget.Demand.Bytes,
+			Waiting: stats.Budget.Waiting, Delayed: stats.Budget.Delayed, Refused: stats.Budget.Refused, NoSpace: stats.Budget.NoSpace,
+		},
+	}
+	for _, m := range health.Members {
+		r.Members = append(r.Members, shaper.Member{
+			ID: m.ID.String(), Name: m.Name, Role: string(m.Role), Version: m.Version, DbSize: m.DbSize, InUse: m.DbSizeInUse,
+			Bloat: m.Bloat, Quota: m.Quota, QuotaUse: m.QuotaUse, Lag: m.Lag, Alarms: m.Alarms, Error: m.Error,
+		})
+	}
+	if n, err := kv.chunker.Count(ctx); err == nil { // a user may not be allowed to
+		r.Chunks.Stored = n
+	}
+	return r, r.Complete(kv.server)
 }

@@ -1,0 +1,166 @@
+package shaper
+
+import (
+	"cmp"
+	"errors"
+	"math"
+	"time"
+)
+
+// Plan says what Tune has chosen for a workload, why, and what that comes to.
+type Plan struct {
+	Workload Workload // with its defaults
+	Target   Target
+	Settings Settings
+	Server   Server // as the flags have it
+
+	Choices []Choice // of kvwrap's configuration, each with its reason
+	Flags   []Choice // of etcd's command line, and of what it runs in
+
+	PlainLoad  Load       // of a plain client
+	Plain      Projection // of that, on Target.Server
+	ShapedLoad Load       // of kvwrap with Settings
+	Shaped     Projection // of that, on Server
+
+	// Unmet are the targets that these do not meet. Those in Plan are the nearest settings
+	// that there are.
+	Unmet []Unmet
+}
+
+// Choice is a setting, and why it is chosen.
+type Choice struct {
+	Setting string
+	Value   string
+	Why     string
+}
+
+// Unmet is a target that cannot be met.
+type Unmet struct {
+	Target  string
+	Wanted  float64
+	Nearest float64
+	Unit    string
+	Why     string // what stands in the way, and what would help
+}
+
+// Tune chooses settings of kvwrap and of etcd for w, so that the targets of t are met, by
+// the expected figures of the projection. Where several meet them it takes those that cost
+// the application least: the raft entries that are largest, and so fewest, and the least
+// delay, unless there is no target for what a delay saves, then all that Freshness allows.
+//
+// Its error is about w and t. Targets that cannot be met are in Plan.Unmet.
+func Tune(w Workload, t Target) (Plan, error) {
+	filled, err := w.filled()
+	if err := errors.Join(err, t.validate(), t.Server.Validate()); err != nil {
+		return Plan{}, err
+	}
+	t.RaftLogBytes = cmp.Or(t.RaftLogBytes, 512<<20)
+	p := Plan{Workload: filled, Target: t}
+	p.PlainLoad = filled.plain()
+	if p.Plain, err = Project(t.Server, p.PlainLoad); err != nil {
+		return Plan{}, err
+	}
+	found := false
+	for _, c := range filled.candidates(t) {
+		load := filled.shaped(c.settings)
+		c.settings.derive(c.server, load)
+		projection, err := Project(c.server, load)
+		if err != nil {
+			return Plan{}, err
+		}
+		unmet := t.unmet(c.settings, load, projection)
+		if !found || over(unmet) < over(p.Unmet) {
+			p.Settings, p.Server, p.ShapedLoad, p.Shaped, p.Unmet = c.settings, c.server, load, projection, unmet
+			found = true
+		}
+		if len(unmet) == 0 {
+			break
+		}
+	}
+	p.explain()
+	return p, nil
+}
+
+// candidate is what Tune may choose.
+type candidate struct {
+	settings Settings
+	server   Server
+}
+
+// candidates returns what there is to choose from, the best first.
+func (w Workload) candidates(t Target) (all []candidate) {
+	for _, server := range t.servers() {
+		for _, flush := range w.flushes(t) {
+			for _, entry := range []int{64 << 10, 48 << 10, 32 << 10, 24 << 10, 16 << 10} {
+				all = append(all, candidate{w.settings(t, entry, flush), server})
+			}
+		}
+	}
+	return all
+}
+
+// flushes returns for how long writes behind may wait, the best first.
+func (w Workload) flushes(t Target) (all []time.Duration) {
+	// What is put at the end of a flush has to be written yet: a fifth is for that.
+	most := w.Freshness * 4 / 5
+	if most == 0 || w.large(64<<10) {
+		return []time.Duration{0}
+	}
+	if t.RevisionsPerSecond == 0 && t.BackendBytesPerSecond == 0 && t.FileBytes == 0 {
+		return []time.Duration{most}
+	}
+	for d := 5 * time.Millisecond; d < most; d *= 2 {
+		all = append(all, d)
+	}
+	return append(all, most)
+}
+
+// large reports whether values do not fit into one proposal.
+func (w Workload) large(entry int) bool { return proposal(w.KeyBytes, w.ValueBytes) > entry }
+
+func (w Workload) settings(t Target, entry int, flush time.Duration) Settings {
+	s := Settings{MaxEntryBytes: entry, Chunked: w.large(entry), Mode: "Off"}
+	if !s.Chunked {
+		switch {
+		case w.Increasing && w.Latest:
+			s.Mode = "Max"
+		case w.Latest:
+			s.Mode = "LastWriteWins"
+		case w.writes() > 1:
+			s.Mode = "GroupCommit"
+		}
+		if s.Mode != "Off" {
+			s.FlushEvery = flush
+			s.StaleReads = w.Polled
+			s.SkipUnchanged = w.Unchanged > 0 && s.Mode != "Max"
+		}
+	}
+	s.Revisions, s.Shared = t.RevisionsPerSecond, w.Writers > 1 && t.RevisionsPerSecond > 0
+	return s
+}
+
+// over says how far targets are missed: how many, and then by which factors.
+func over(unmet []Unmet) (distance float64) {
+	for _, u := range unmet {
+		distance += 1 + math.Log(u.Nearest/u.Wanted)
+	}
+	return distance
+}
+
+// derive has a budget of bytes derived from the quota, where it leaves half as much again as
+// is planned: it counts 256 bytes for each put, as the quota does, which small ones do not take.
+func (s *Settings) derive(server Server, l Load) {
+	c, quota := server.Compaction, server.withDefaults().Quota
+	if c.Mode != CompactPeriodic || quota <= 0 {
+		return
+	}
+	counted := 0.0
+	for _, r := range l.Records {
+		if r.ValueBytes > 0 {
+			counted += r.PerSecond * float64(256+r.KeyBytes+r.ValueBytes)
+		}
+	}
+	if 1.5*counted <= 0.8*float64(quota)/(c.Retention+c.interval()).Seconds() {
+		s.Retention, s.CompactionInterval = c.Retention, c.interval()
+	}
+}

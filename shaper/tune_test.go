@@ -1,0 +1,167 @@
+package shaper
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	gateway = Workload{Writers: 3, ValueBytes: 2_000_000, Changed: 0.03, Interval: 5 * time.Second}
+	broker  = Workload{
+		Prefix: "offsets/", Keys: 200, KeyBytes: 40, ValueBytes: 19, Interval: 40 * time.Millisecond,
+		Freshness: 100 * time.Millisecond, Latest: true, Increasing: true, Polled: true,
+	}
+	newest = Server{Version: "3.7"}
+)
+
+func tuned(t *testing.T, w Workload, target Target) Plan {
+	t.Helper()
+	p, err := Tune(w, target)
+	require.NoError(t, err)
+	require.NotContains(t, p.String(), "NaN")
+	_, err = json.Marshal(p)
+	require.NoError(t, err)
+	return p
+}
+
+func (p Plan) choice(setting string) string {
+	for _, c := range append(p.Choices, p.Flags...) {
+		if c.Setting == setting {
+			return c.Value
+		}
+	}
+	return ""
+}
+
+// TestTheFoundingCases are met by what Tune chooses.
+func TestTheFoundingCases(t *testing.T) {
+	p := tuned(t, gateway, Target{Server: newest})
+	require.Empty(t, p.Unmet)
+	require.True(t, p.Settings.Chunked)
+	require.InEpsilon(t, 10.1e9, p.Plain.Get(RaftLog).Expected, 0.01)
+	require.Less(t, p.Shaped.Get(RaftLog).Expected, 250e6)
+
+	p = tuned(t, broker, Target{RevisionsPerSecond: 100, Server: newest})
+	require.Empty(t, p.Unmet)
+	require.Equal(t, "Max", p.Settings.Mode)
+	require.True(t, p.Settings.StaleReads)
+	require.Less(t, p.ShapedLoad.entriesPerSecond(), 100.0)
+	require.Less(t, p.Plain.Get(TimeToQuota).Expected, 3700.0)
+}
+
+// TestEveryTargetCounts: with it something else is chosen, and it is met.
+func TestEveryTargetCounts(t *testing.T) {
+	small := Workload{Keys: 1000, Writers: 4, KeyBytes: 40, ValueBytes: 900, Interval: 100 * time.Millisecond, Freshness: time.Second, Latest: true}
+	loose := tuned(t, small, Target{Server: newest})
+	require.Empty(t, loose.Unmet)
+	require.Equal(t, 800*time.Millisecond, loose.Settings.FlushEvery, "all that Freshness allows")
+
+	p := tuned(t, small, Target{RaftLogBytes: 100 << 20, Server: newest})
+	require.Empty(t, p.Unmet)
+	require.Less(t, p.Shaped.Get(RaftLog).Expected, float64(100<<20))
+	require.Less(t, p.Settings.MaxEntryBytes, loose.Settings.MaxEntryBytes)
+
+	p = tuned(t, small, Target{RevisionsPerSecond: 400, Server: newest})
+	require.Empty(t, p.Unmet)
+	require.Less(t, p.Settings.FlushEvery, loose.Settings.FlushEvery, "the least that is enough")
+	require.Equal(t, 400.0, p.Settings.Revisions)
+	require.True(t, p.Settings.Shared)
+
+	p = tuned(t, small, Target{BackendBytesPerSecond: 10e6, Server: newest})
+	require.Empty(t, p.Unmet)
+	require.Less(t, p.Shaped.Get(BackendGrowth).Expected, 10e6)
+	require.Less(t, p.Settings.FlushEvery, loose.Settings.FlushEvery)
+
+	p = tuned(t, small, Target{FileBytes: 1 << 30, Server: newest})
+	require.Empty(t, p.Unmet)
+	require.Less(t, p.Shaped.Get(FileSize).Expected, float64(1<<30))
+
+	p = tuned(t, small, Target{Server: newest, Tmpfs: true})
+	require.NotEqual(t, loose.choice("memory limit of the container"), p.choice("memory limit of the container"))
+	require.Empty(t, p.choice("GOMEMLIMIT"))
+}
+
+// TestEveryPartOfAWorkloadCounts.
+func TestEveryPartOfAWorkloadCounts(t *testing.T) {
+	mode := func(edit func(*Workload)) Settings {
+		w := broker
+		edit(&w)
+		return tuned(t, w, Target{Server: newest}).Settings
+	}
+	require.Equal(t, "LastWriteWins", mode(func(w *Workload) { w.Increasing = false }).Mode)
+	require.Equal(t, "GroupCommit", mode(func(w *Workload) { w.Latest = false }).Mode)
+	require.False(t, mode(func(w *Workload) { w.Polled = false }).StaleReads)
+	require.Zero(t, mode(func(w *Workload) { w.Freshness = 0 }).FlushEvery)
+	require.Equal(t, "Off", mode(func(w *Workload) { w.Latest, w.Interval = false, time.Hour }).Mode)
+	require.True(t, mode(func(w *Workload) { w.Increasing, w.Unchanged = false, 0.5 }).SkipUnchanged)
+	bytes := func(edit func(*Workload)) (sum float64) {
+		w := gateway
+		edit(&w)
+		for _, e := range tuned(t, w, Target{Server: newest}).ShapedLoad.Entries {
+			sum += e.PerSecond * float64(e.Bytes)
+		}
+		return sum
+	}
+	usual := bytes(func(*Workload) {})
+	require.Greater(t, bytes(func(w *Workload) { w.Changed = 0 }), 5*usual, "all of it")
+	require.Greater(t, bytes(func(w *Workload) { w.Compression = 1 }), 1.5*usual)
+	require.NotEqual(t, usual, bytes(func(w *Workload) { w.ObjectBytes = 100 }))
+	require.InEpsilon(t, 2*usual, bytes(func(w *Workload) { w.Writers = 6 }), 0.01)
+	require.InEpsilon(t, 2*usual, bytes(func(w *Workload) { w.Keys = 2 }), 0.01)
+}
+
+// TestWhatCannotBeMet is said, with the nearest that can.
+func TestWhatCannotBeMet(t *testing.T) {
+	w := broker
+	w.Freshness, w.Latest = 0, false
+	p := tuned(t, w, Target{RevisionsPerSecond: 100, Server: newest})
+	require.Len(t, p.Unmet, 1)
+	require.Equal(t, "RevisionsPerSecond", p.Unmet[0].Target)
+	require.InDelta(t, 5000, p.Unmet[0].Nearest, 1)
+	require.Contains(t, strings.Join(strings.Fields(p.String()), " "), "Not met: RevisionsPerSecond is to be at most 100 revisions/s, the nearest is 5000 revisions/s: each put")
+
+	large := Workload{Keys: 10_000, ValueBytes: 5_000_000, Interval: time.Hour}
+	p = tuned(t, large, Target{Server: newest})
+	require.NotEmpty(t, p.Unmet)
+	require.Contains(t, p.String(), "Not met: ")
+}
+
+// TestAnOldServer has flags of its own, and a raft log that is bounded where no target is given.
+func TestAnOldServer(t *testing.T) {
+	p := tuned(t, broker, Target{Server: Server{Version: "3.5.35"}})
+	require.Empty(t, p.Unmet)
+	require.Less(t, p.Shaped.Get(RaftLog).Expected, float64(512<<20))
+	require.NotEmpty(t, p.choice("--snapshot-count"))
+
+	fixed := Server{Version: "3.5.35", SnapshotCount: 100_000, CatchUpEntries: 5000, Compaction: Compaction{Mode: CompactRevision, Revisions: 1000}}
+	p = tuned(t, broker, Target{Server: fixed})
+	require.Equal(t, fixed, p.Server, "what is set stays")
+	require.Empty(t, p.choice("--snapshot-count"))
+}
+
+// TestWhatIsWrongWithAWorkload is said with the values and the remedy, all at once.
+func TestWhatIsWrongWithAWorkload(t *testing.T) {
+	_, err := Tune(Workload{Keys: -1, Changed: 2, Unchanged: 1, Compression: 0.5, Freshness: -1}, Target{RaftLogBytes: -5})
+	require.ErrorIs(t, err, ErrInput)
+	for _, what := range []string{
+		"Workload.Keys is -1: choose 1 to", "Workload.ValueBytes is 0: choose 1 to", "Workload.Changed is 2", "Workload.Unchanged is 1",
+		"Workload.Compression is 0.5", "Workload.Interval is 0s", "Workload.Freshness is -1ns", "Target.RaftLogBytes is -5", "Server.Version",
+	} {
+		require.ErrorContains(t, err, what)
+	}
+	_, err = Tune(Workload{Keys: 1 << 20, Writers: 1000, ValueBytes: 1, Interval: time.Nanosecond}, Target{Server: newest})
+	require.ErrorContains(t, err, "writes a second: choose Keys, Writers and Interval")
+}
+
+// TestPlansFitOnAScreen.
+func TestPlansFitOnAScreen(t *testing.T) {
+	for _, w := range []Workload{gateway, broker} {
+		for line := range strings.Lines(tuned(t, w, Target{Server: newest}).String()) {
+			require.LessOrEqual(t, len(strings.TrimRight(line, "\n")), 96, "%s", line)
+		}
+	}
+}
