@@ -168,8 +168,8 @@ func ExampleGatewayStatistics() {
 	// --auto-compaction-mode periodic
 	// --auto-compaction-retention 1h0m0s
 	// --quota-backend-bytes 2147483648
-	// memory limit of the container 896Mi
-	// GOMEMLIMIT 806MiB
+	// memory limit of the container 2112Mi
+	// GOMEMLIMIT 1900MiB
 }
 
 // A broker with 200 partitions commits 5,000 offsets a second. They are in etcd 100 ms later.

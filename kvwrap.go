@@ -362,7 +362,7 @@ func (kv *KV) Sweep(ctx context.Context) (chunker.SweepResult, error) { return k
 
 // Stats are counters of this process.
 type Stats struct {
-	shaper.Stats // what was asked for, and what was proposed
+	shaper.Stats // what was asked for, a put of PutAsync when that is called, and what was proposed
 	Chunk        chunker.Stats
 	Coalesce     coalesce.Stats
 	Budget       budget.Stats

@@ -67,7 +67,6 @@ func TestTunedStatistics(t *testing.T) {
 		cfg, plan, err := GatewayStatistics(1, len(first), changed, every)
 		require.NoError(t, err)
 		require.Empty(t, plan.Unmet)
-		cfg.Budget.Retention, cfg.Budget.CompactionInterval = 0, 0 // it is played many times as fast
 		kv := newSide(t).over(t, cfg)
 		_, err = kv.Put(t.Context(), "statistics", string(first))
 		require.NoError(t, err)

@@ -197,11 +197,11 @@ func (s *Stage) abandon(d *draft) {
 		s.session.Retire(d.session)
 	}
 	s.inBackground(func() {
-		_, end := s.span(s.ctx, "kvwrap give up", slog.String("key", string(d.Key)))
+		spanned, end := s.span(s.ctx, "kvwrap give up", slog.String("key", string(d.Key)))
 		var err error
 		defer func() { end(err) }()
 		for wait := 50 * time.Millisecond; wait < time.Minute; wait *= 2 {
-			ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+			ctx, cancel := context.WithTimeout(spanned, 5*time.Second)
 			_, err = s.inner.Txn(ctx, txn)
 			cancel()
 			if err == nil {

@@ -16,10 +16,8 @@ type Settings struct {
 	SkipUnchanged bool
 	FlushEvery    time.Duration
 
-	Revisions          float64       // a second, of the budget; 0 for no limit
-	Shared             bool          // by all writers
-	Retention          time.Duration // that a budget of bytes is derived from; 0 for none
-	CompactionInterval time.Duration
+	Revisions float64 // a second, of the budget; 0 for no limit
+	Shared    bool    // by all writers
 }
 
 const (
@@ -81,7 +79,7 @@ func (w Workload) chunked(s Settings) Load {
 	keys := w.Keys * w.Writers
 	l := Load{Records: []RecordRate{
 		{PerSecond: rate, KeyBytes: w.KeyBytes, ValueBytes: manifest, Keys: keys},
-		{PerSecond: rate * touched, KeyBytes: chunkKey, ValueBytes: chunk, Keys: int(n) * keys},
+		{PerSecond: rate * touched, KeyBytes: chunkKey, ValueBytes: chunk, Keys: int(min(n*float64(keys), maxKeys/2))},
 		{PerSecond: rate * touched, KeyBytes: chunkKey, Delete: true}, // what it replaces
 	}}
 	if one := manifest + data + cleanup + proposal(w.KeyBytes, 0); one <= s.MaxEntryBytes {

@@ -54,10 +54,7 @@ func (p *Plan) explain() {
 		if s.Shared {
 			shared = ", of all writers together, who register"
 		}
-		choose("Budget.Rates.Revisions", s.Revisions, "what is allowed%s: what comes above it waits, and makes batches larger", shared)
-	}
-	if s.Retention > 0 {
-		choose("Budget.Retention", s.Retention, "writes are slowed down before the file comes near the quota, by the room that revisions of %v and a compaction every %v leave", s.Retention, s.CompactionInterval)
+		choose("Budget.Rates.Revisions", s.Revisions, "what is allowed%s: what comes above it waits", shared)
 	}
 	p.flag(t)
 }
@@ -70,12 +67,18 @@ func (p *Plan) flag(t Target) {
 	s := p.Shaped.Server // with its defaults
 	file := p.Shaped.Get(FileSize)
 	if c := s.Compaction; c.Mode == CompactPeriodic {
+		why, below := "watchers that are away for longer begin anew", ""
+		if t.Server.Compaction.Mode == CompactNone {
+			why = "the longest of 1h, 30m, 10m, 5m and 1m with which the file stays small enough; " + why
+		}
+		if most := t.fileBytes(s); most > 0 {
+			below = ", which is to stay below " + Bytes.format(most)
+		}
 		flag("--auto-compaction-mode", c.Mode, "old revisions are discarded by time, whoever writes how much")
-		flag("--auto-compaction-retention", c.Retention, "the longest of 1h, 30m, 10m, 5m and 1m with which the file, %s, stays below %s; watchers that are away for longer begin anew",
-			Bytes.format(file.Expected), Bytes.format(t.fileBytes(s)))
+		flag("--auto-compaction-retention", c.Retention, "%s; the file comes to %s%s", why, Bytes.format(file.Expected), below)
 	}
 	if s.Quota > 0 {
-		flag("--quota-backend-bytes", s.Quota, "the file comes to %s, %s at the most; four fifths of the quota are for that", Bytes.format(file.Expected), Bytes.format(file.High))
+		flag("--quota-backend-bytes", s.Quota, "the file comes to %s, %s at the most; etcd takes no more writes when it has reached the quota", Bytes.format(file.Expected), Bytes.format(file.High))
 	}
 	log := p.Shaped.Get(RaftLog)
 	if s.CatchUpEntries != t.Server.withDefaults().CatchUpEntries {
@@ -89,9 +92,10 @@ func (p *Plan) flag(t Target) {
 	if s.SnapshotCount != t.Server.withDefaults().SnapshotCount {
 		flag("--snapshot-count", s.SnapshotCount, "on 3.5 the raft log holds up to so many entries more than slow followers need")
 	}
-	limit := p.Shaped.Get(PeakAnonymous).High * 1.25
-	why := "the most that a member's memory comes to, %s, and a quarter for requests and the system's pages"
-	args := []any{Bytes.format(p.Shaped.Get(PeakAnonymous).High)}
+	peak, restart := p.Shaped.Get(PeakAnonymous).High, p.Shaped.Get(PeakAtRestart).High
+	limit := max(peak, restart) * 1.25
+	why := "a member's memory comes to %s at the most while it runs, %s when it starts again, and a quarter is for requests and the system's pages"
+	args := []any{Bytes.format(peak), Bytes.format(restart)}
 	if t.Tmpfs {
 		disk := file.High + walBytes
 		limit += disk
@@ -131,10 +135,26 @@ func (p Plan) String() string {
 	list("kvwrap", p.Choices)
 	list("etcd", p.Flags)
 	b.WriteString(compare(p.Plain, p.Shaped))
+	if plain, shaped := p.PlainLoad.entriesPerSecond(), p.ShapedLoad.entriesPerSecond(); shaped > 1.1*plain {
+		wrap(&b, fmt.Sprintf("With kvwrap there are %.3g revisions a second, not %.3g: %s.", shaped, plain, p.whyMore()))
+	}
+	for _, name := range []FigureName{RaftLog, BackendGrowth} {
+		if plain, f := p.Plain.Get(name), p.Shaped.Get(name); f.Expected > 1.1*plain.Expected {
+			wrap(&b, fmt.Sprintf("With kvwrap the %s is %s, not %s: %s.", name, f.Unit.format(f.Expected), plain.Unit.format(plain.Expected), p.whyMore()))
+		}
+	}
 	for _, u := range p.Unmet {
 		wrap(&b, fmt.Sprintf("Not met: %s is to be at most %s, the nearest is %s: %s.", u.Target, u.format(u.Wanted), u.format(u.Nearest), u.Why))
 	}
 	return b.String()
+}
+
+// whyMore says why kvwrap may take more of something.
+func (p Plan) whyMore() string {
+	if p.Settings.Chunked {
+		return "chunks are records of their own, what they replace is deleted, and a manifest names them"
+	}
+	return "what shares a transaction is one entry, as large as all of it, and each batch has a record of its own"
 }
 
 func (u Unmet) format(v float64) string {
@@ -144,19 +164,35 @@ func (u Unmet) format(v float64) string {
 	return fmt.Sprintf("%.4g %s", v, u.Unit)
 }
 
-// MarshalJSON writes what has no bound as none.
+// unmetJSON is an Unmet in JSON, which has no infinity.
+type unmetJSON struct {
+	Target  string   `json:"target"`
+	Wanted  float64  `json:"wanted"`
+	Nearest *float64 `json:"nearest,omitempty"`
+	Unit    string   `json:"unit"`
+	Why     string   `json:"why"`
+}
+
+// MarshalJSON leaves out Nearest where that has no bound.
 func (u Unmet) MarshalJSON() ([]byte, error) {
-	nearest := &u.Nearest
+	j := unmetJSON{u.Target, u.Wanted, &u.Nearest, u.Unit, u.Why}
 	if math.IsInf(u.Nearest, 0) {
-		nearest = nil
+		j.Nearest = nil
 	}
-	return json.Marshal(struct {
-		Target  string   `json:"target"`
-		Wanted  float64  `json:"wanted"`
-		Nearest *float64 `json:"nearest,omitempty"`
-		Unit    string   `json:"unit"`
-		Why     string   `json:"why"`
-	}{u.Target, u.Wanted, nearest, u.Unit, u.Why})
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON reads what MarshalJSON has written.
+func (u *Unmet) UnmarshalJSON(b []byte) error {
+	j := unmetJSON{}
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	*u = Unmet{j.Target, j.Wanted, math.Inf(1), j.Unit, j.Why}
+	if j.Nearest != nil {
+		u.Nearest = *j.Nearest
+	}
+	return nil
 }
 
 // compared are the figures that operators ask for.

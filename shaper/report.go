@@ -1,6 +1,7 @@
 package shaper
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strings"
@@ -89,21 +90,24 @@ type Warning struct {
 }
 
 // Complete fills in AsAsked, AsProposed and Warnings from the rest. Server is what is not
-// known from the members: flags.
+// known from the members: flags. The quota and the version are theirs.
 func (r *Report) Complete(server Server) error {
 	live := Live{}
 	for _, m := range r.Members {
 		if m.Error == "" && m.DbSize > live.DbSize {
-			live.DbSize, live.InUse = m.DbSize, m.InUse
+			live.DbSize, live.InUse = m.DbSize, min(m.InUse, m.DbSize)
 			server.Version = m.Version
-			if server.Quota == 0 {
-				server.Quota = m.Quota
-			}
+			server.Quota = cmp.Or(m.Quota, -1) // there is none
 		}
 	}
 	if server.Version == "" || r.newer(server.Version) {
 		server.Version = NewestKnown
 	}
+	// What is in use is that of others, but for the keys that this process has put.
+	for _, rate := range r.Proposed.Load(live).Records {
+		live.InUse -= int64(rate.Keys) * int64(rate.KeyBytes+rate.ValueBytes)
+	}
+	live.InUse = max(0, live.InUse)
 	var err error
 	if r.AsAsked, err = Project(server, r.Asked.Load(live)); err != nil {
 		return err
@@ -124,30 +128,34 @@ func (r *Report) newer(version string) bool {
 }
 
 // Load returns the traffic of the window as a load, on a cluster that has so much already.
-// What was put to how many keys is known of all of it together: they are taken to be spread over
-// records of all sizes alike.
+// It is that of a second at the least, so that what has come in the first moment is not taken
+// for a rate.
+//
+// Of how many keys live only bounds are known: those that were put and not deleted, and those that
+// were put in the window. They are taken to be spread over records of all sizes alike.
 func (t Traffic) Load(live Live) Load {
 	w := t.Window
-	if w.Records == 0 && w.Entries == 0 {
-		w = t.Total
-	}
 	l := Load{Live: live}
-	seconds := w.Elapsed.Seconds()
-	if seconds <= 0 {
-		return l
-	}
+	seconds := max(1, w.Elapsed.Seconds())
+	rate := func(n uint64) float64 { return min(float64(n)/seconds, maxPerSecond) }
 	for _, b := range w.EntrySizes {
-		l.Entries = append(l.Entries, EntryRate{PerSecond: float64(b.Count) / seconds, Bytes: int(b.Bytes / b.Count)})
+		l.Entries = append(l.Entries, EntryRate{PerSecond: rate(b.Count), Bytes: int(b.Bytes / b.Count)})
 	}
+	if len(l.Entries) == 0 {
+		return l // records without entries are of what has not ended
+	}
+	puts := w.Records - min(w.Tombstones, w.Records)
+	keys := float64(max(t.Keys-min(t.Total.Tombstones, t.Keys), min(t.Keys, puts)))
 	for _, b := range w.RecordSizes {
-		share := float64(b.Count) / float64(max(1, w.Records))
-		l.Records = append(l.Records, RecordRate{
-			PerSecond: float64(b.Count) / seconds,
-			KeyBytes:  int(b.KeyBytes / b.Count), ValueBytes: int(b.ValueBytes / b.Count),
-			Keys:   max(1, int(share*float64(t.Keys))),
+		r := RecordRate{
+			PerSecond: rate(b.Count), KeyBytes: int(b.KeyBytes / b.Count), ValueBytes: int(b.ValueBytes / b.Count),
 			Leased: 2*w.Leased > w.Records,
-			Delete: b.ValueBytes == 0 && w.Tombstones > 0,
-		})
+			Delete: b.ValueBytes == 0 && 2*w.Tombstones >= b.Count,
+		}
+		if !r.Delete {
+			r.Keys = int(min(max(1, keys*float64(b.Count)/float64(max(1, puts))), maxKeys/float64(numBuckets)))
+		}
+		l.Records = append(l.Records, r)
 	}
 	return l
 }
@@ -193,13 +201,13 @@ func (r *Report) warn() {
 		if b.Why != "" {
 			limit = " (" + b.Why + ")"
 		}
-		warn("raise the budget, or write less", "the budget has refused %d writes, and %d wait%s", b.Refused, b.Waiting, limit)
+		warn("raise the budget, or write less", "since the start the budget has refused %d writes, and %d wait%s", b.Refused, b.Waiting, limit)
 	}
 	if r.Pending.Failed > 0 {
-		warn("see what promises and OnError have said", "%d puts by PutAsync were given up", r.Pending.Failed)
+		warn("see what promises and OnError have said", "%d puts by PutAsync were given up since the start", r.Pending.Failed)
 	}
 	if r.Chunks.Oversized > 0 {
-		warn("divide the transactions, or raise Chunk.MaxEntryBytes", "%d writes were larger than MaxEntryBytes, and could not be divided", r.Chunks.Oversized)
+		warn("divide the transactions, or raise Chunk.MaxEntryBytes", "%d writes since the start were larger than MaxEntryBytes, and could not be divided", r.Chunks.Oversized)
 	}
 	if r.Chunks.Abandoned > 0 && r.Chunks.Swept == 0 {
 		warn("sweep: set Chunk.SweepInterval, or call Sweep", "%d writes were given up after they had staged chunks, which may be left", r.Chunks.Abandoned)
@@ -239,11 +247,15 @@ func (r Report) Text() string {
 	}
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	a, p := r.Asked, r.Proposed
-	fmt.Fprintf(t, "last %v\tasked\tproposed\tless\t\n", p.Window.Elapsed.Round(time.Second))
+	fmt.Fprintf(t, "last %v\tasked\tproposed\t\t\n", p.Window.Elapsed.Round(time.Second))
 	row := func(name string, asked, proposed float64, format func(float64) string) {
 		less := ""
-		if proposed > 0 && asked > proposed {
-			less = fmt.Sprintf("%.1fx", asked/proposed)
+		switch {
+		case proposed <= 0 || asked <= 0 || math.IsInf(asked, 0) || math.IsInf(proposed, 0):
+		case asked > 1.05*proposed:
+			less = fmt.Sprintf("%.1fx less", asked/proposed)
+		case proposed > 1.05*asked:
+			less = fmt.Sprintf("%.1fx more", proposed/asked)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t\n", name, format(asked), format(proposed), less)
 	}
@@ -265,7 +277,7 @@ func (r Report) Text() string {
 		x, y := r.AsAsked.Get(name), r.AsProposed.Get(name)
 		row(string(name)+", projected", x.Expected, y.Expected, x.Unit.format)
 	}
-	row(string(TimeToQuota), r.AsAsked.Get(TimeToQuota).Expected, r.AsProposed.Get(TimeToQuota).Expected, Seconds.format)
+	fmt.Fprintf(t, "%s\t%s\t%s\t\t\n", TimeToQuota, Seconds.format(r.AsAsked.Get(TimeToQuota).Expected), Seconds.format(r.AsProposed.Get(TimeToQuota).Expected))
 	t.Flush()
 
 	if len(r.Members) > 0 {
@@ -282,7 +294,7 @@ func (r Report) Text() string {
 		}
 		m.Flush()
 	}
-	if len(p.Heaviest) > 0 {
+	if len(a.Heaviest) > 0 {
 		b.WriteByte('\n')
 		h := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 		fmt.Fprintf(h, "asked below\trecords\tbytes\n")
@@ -295,12 +307,12 @@ func (r Report) Text() string {
 	if u := r.Budget; u.Revisions > 0 || u.Bytes > 0 {
 		var limits []string
 		if u.Revisions > 0 {
-			limits = append(limits, fmt.Sprintf("%.4g of %.4g revisions/s", u.RevisionsAsked, u.Revisions))
+			limits = append(limits, fmt.Sprintf("%.4g revisions/s are asked for, %.4g may go", u.RevisionsAsked, u.Revisions))
 		}
 		if u.Bytes > 0 {
-			limits = append(limits, fmt.Sprintf("%s of %s", BytesPerSecond.format(u.BytesAsked), BytesPerSecond.format(u.Bytes)))
+			limits = append(limits, fmt.Sprintf("%s are asked for, %s may go", BytesPerSecond.format(u.BytesAsked), BytesPerSecond.format(u.Bytes)))
 		}
-		fmt.Fprintf(&b, "budget: %s asked for; %d wait, %d have waited, %d were refused\n", strings.Join(limits, ", "), u.Waiting, u.Delayed, u.Refused)
+		fmt.Fprintf(&b, "budget: %s; %d wait, %d have waited, %d were refused\n", strings.Join(limits, "; "), u.Waiting, u.Delayed, u.Refused)
 	}
 	fmt.Fprintf(&b, "pending: %d puts, %d writes of %s; given up %d\n", r.Pending.Puts, r.Pending.Writes, Bytes.format(float64(r.Pending.Bytes)), r.Pending.Failed)
 	stored := "unknown"

@@ -18,7 +18,7 @@ type Plan struct {
 	Flags   []Choice // of etcd's command line, and of what it runs in
 
 	PlainLoad  Load       // of a plain client
-	Plain      Projection // of that, on Target.Server
+	Plain      Projection // of that, on Server
 	ShapedLoad Load       // of kvwrap with Settings
 	Shaped     Projection // of that, on Server
 
@@ -57,13 +57,9 @@ func Tune(w Workload, t Target) (Plan, error) {
 	t.RaftLogBytes = cmp.Or(t.RaftLogBytes, 512<<20)
 	p := Plan{Workload: filled, Target: t}
 	p.PlainLoad = filled.plain()
-	if p.Plain, err = Project(t.Server, p.PlainLoad); err != nil {
-		return Plan{}, err
-	}
 	found := false
 	for _, c := range filled.candidates(t) {
 		load := filled.shaped(c.settings)
-		c.settings.derive(c.server, load)
 		projection, err := Project(c.server, load)
 		if err != nil {
 			return Plan{}, err
@@ -75,6 +71,14 @@ func Tune(w Workload, t Target) (Plan, error) {
 		}
 		if len(unmet) == 0 {
 			break
+		}
+	}
+	if p.Plain, err = Project(p.Server, p.PlainLoad); err != nil {
+		return Plan{}, err
+	}
+	for _, u := range p.Unmet {
+		if u.Target == "RevisionsPerSecond" { // what is needed would wait for ever longer
+			p.Settings.Revisions, p.Settings.Shared = 0, false
 		}
 	}
 	p.explain()
@@ -91,7 +95,7 @@ type candidate struct {
 func (w Workload) candidates(t Target) (all []candidate) {
 	for _, server := range t.servers() {
 		for _, flush := range w.flushes(t) {
-			for _, entry := range []int{64 << 10, 48 << 10, 32 << 10, 24 << 10, 16 << 10} {
+			for _, entry := range []int{64 << 10, 48 << 10, 32 << 10, 24 << 10, 16 << 10, 128 << 10, 256 << 10, 1 << 20} {
 				all = append(all, candidate{w.settings(t, entry, flush), server})
 			}
 		}
@@ -103,17 +107,20 @@ func (w Workload) candidates(t Target) (all []candidate) {
 func (w Workload) flushes(t Target) (all []time.Duration) {
 	// What is put at the end of a flush has to be written yet: a fifth is for that.
 	most := w.Freshness * 4 / 5
-	if most == 0 || w.large(64<<10) {
+	if most < leastFlush || w.large(64<<10) {
 		return []time.Duration{0}
 	}
 	if t.RevisionsPerSecond == 0 && t.BackendBytesPerSecond == 0 && t.FileBytes == 0 {
 		return []time.Duration{most}
 	}
-	for d := 5 * time.Millisecond; d < most; d *= 2 {
+	for d := leastFlush; d < most; d *= 2 {
 		all = append(all, d)
 	}
 	return append(all, most)
 }
+
+// leastFlush is the least that is worth waiting for others.
+const leastFlush = 5 * time.Millisecond
 
 // large reports whether values do not fit into one proposal.
 func (w Workload) large(entry int) bool { return proposal(w.KeyBytes, w.ValueBytes) > entry }
@@ -145,22 +152,4 @@ func over(unmet []Unmet) (distance float64) {
 		distance += 1 + math.Log(u.Nearest/u.Wanted)
 	}
 	return distance
-}
-
-// derive has a budget of bytes derived from the quota, where it leaves half as much again as
-// is planned: it counts 256 bytes for each put, as the quota does, which small ones do not take.
-func (s *Settings) derive(server Server, l Load) {
-	c, quota := server.Compaction, server.withDefaults().Quota
-	if c.Mode != CompactPeriodic || quota <= 0 {
-		return
-	}
-	counted := 0.0
-	for _, r := range l.Records {
-		if r.ValueBytes > 0 {
-			counted += r.PerSecond * float64(256+r.KeyBytes+r.ValueBytes)
-		}
-	}
-	if 1.5*counted <= 0.8*float64(quota)/(c.Retention+c.interval()).Seconds() {
-		s.Retention, s.CompactionInterval = c.Retention, c.interval()
-	}
 }

@@ -2,6 +2,7 @@ package shaper
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,9 @@ func TestTheFoundingCases(t *testing.T) {
 	require.Equal(t, "Max", p.Settings.Mode)
 	require.True(t, p.Settings.StaleReads)
 	require.Less(t, p.ShapedLoad.entriesPerSecond(), 100.0)
-	require.Less(t, p.Plain.Get(TimeToQuota).Expected, 3700.0)
+	plain, err := Project(newest, p.PlainLoad)
+	require.NoError(t, err)
+	require.Less(t, plain.Get(TimeToQuota).Expected, 3700.0)
 }
 
 // TestEveryTargetCounts: with it something else is chosen, and it is met.
@@ -149,7 +152,7 @@ func TestWhatIsWrongWithAWorkload(t *testing.T) {
 	require.ErrorIs(t, err, ErrInput)
 	for _, what := range []string{
 		"Workload.Keys is -1: choose 1 to", "Workload.ValueBytes is 0: choose 1 to", "Workload.Changed is 2", "Workload.Unchanged is 1",
-		"Workload.Compression is 0.5", "Workload.Interval is 0s", "Workload.Freshness is -1ns", "Target.RaftLogBytes is -5", "Server.Version",
+		"Workload.Compression is 0.5", "Workload.Interval is 0s", "Workload.Freshness is -1ns: choose 1ms to 1h", "Target.RaftLogBytes is -5", "Server.Version",
 	} {
 		require.ErrorContains(t, err, what)
 	}
@@ -164,4 +167,43 @@ func TestPlansFitOnAScreen(t *testing.T) {
 			require.LessOrEqual(t, len(strings.TrimRight(line, "\n")), 96, "%s", line)
 		}
 	}
+}
+
+// TestWhereKvwrapIsMore is said: batches are larger entries, chunks are more records.
+func TestWhereKvwrapIsMore(t *testing.T) {
+	said := func(w Workload, target Target) string {
+		return strings.Join(strings.Fields(tuned(t, w, target).String()), " ")
+	}
+	require.Contains(t, said(broker, Target{Server: newest}), "With kvwrap the raft log is ")
+	noise := Workload{ValueBytes: 100 << 10, Compression: 1, Interval: time.Second}
+	require.Contains(t, said(noise, Target{Server: newest}), "With kvwrap the backend growth is ")
+	require.Contains(t, said(noise, Target{Server: newest}), "With kvwrap there are ")
+	require.NotContains(t, said(gateway, Target{Server: newest}), "With kvwrap the raft log is")
+
+	p := tuned(t, noise, Target{RevisionsPerSecond: 1.5, Server: newest})
+	require.Empty(t, p.Unmet, "larger entries are tried, too")
+	require.Greater(t, p.Settings.MaxEntryBytes, 64<<10)
+	p = tuned(t, noise, Target{RevisionsPerSecond: 0.5, Server: newest})
+	require.Len(t, p.Unmet, 1)
+	require.Zero(t, p.Settings.Revisions, "what is needed would wait for ever longer")
+}
+
+// TestAMemberFitsIntoItsContainer, also when it starts again.
+func TestAMemberFitsIntoItsContainer(t *testing.T) {
+	p := tuned(t, gateway, Target{RaftLogBytes: 16 << 20, Server: newest})
+	limit, err := strconv.ParseFloat(strings.TrimSuffix(p.choice("memory limit of the container"), "Mi"), 64)
+	require.NoError(t, err)
+	require.Greater(t, limit*(1<<20), p.Shaped.Get(PeakAtRestart).High)
+	require.Greater(t, limit*(1<<20), p.Shaped.Get(PeakAnonymous).High)
+}
+
+// TestPlansAreRead back from JSON.
+func TestPlansAreRead(t *testing.T) {
+	p := tuned(t, Workload{Keys: 10_000, ValueBytes: 5_000_000, Interval: time.Hour}, Target{Server: newest})
+	require.NotEmpty(t, p.Unmet)
+	b, err := json.Marshal(p)
+	require.NoError(t, err)
+	var back Plan
+	require.NoError(t, json.Unmarshal(b, &back))
+	require.Equal(t, p.String(), back.String())
 }

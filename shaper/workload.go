@@ -67,8 +67,9 @@ func (w Workload) filled() (Workload, error) {
 	check(w.Compression >= 1 && w.Compression <= 1000, "Compression", w.Compression, "choose 1 to 1000, or 0 for the default, 2.8")
 	check(w.Unchanged >= 0 && w.Unchanged < 1, "Unchanged", w.Unchanged, "choose 0 to less than 1")
 	check(w.Interval > 0, "Interval", w.Interval, "give the time between two writes of a key")
-	check(w.Freshness >= 0 && w.Freshness <= time.Hour, "Freshness", w.Freshness, "choose 0 to 1h")
+	check(w.Freshness == 0 || w.Freshness >= time.Millisecond && w.Freshness <= time.Hour, "Freshness", w.Freshness, "choose 1ms to 1h, or 0 for none")
 	if len(errs) == 0 {
+		check(float64(w.Keys)*float64(w.Writers) <= maxTuned, "Writers", w.Writers, fmt.Sprintf("that is %.3g keys with Keys: choose Keys and Writers for %d at the most", float64(w.Keys)*float64(w.Writers), maxTuned))
 		rate := w.writes() * float64(w.Writers)
 		check(rate <= maxPerSecond, "Interval", w.Interval, fmt.Sprintf("that is %.3g writes a second: choose Keys, Writers and Interval for 10,000,000 at the most", rate))
 	}
@@ -76,7 +77,7 @@ func (w Workload) filled() (Workload, error) {
 }
 
 // maxTuned bounds the keys of a workload.
-const maxTuned = 1 << 30
+const maxTuned = 100_000_000
 
 // writes returns how often a second each writer puts.
 func (w Workload) writes() float64 { return float64(w.Keys) / w.Interval.Seconds() }

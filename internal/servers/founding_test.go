@@ -34,7 +34,6 @@ func TestFoundingCases(t *testing.T) {
 		size := len(gateways[0].Publish(1))
 		cfg, plan, err := kvwrap.GatewayStatistics(members, size, 0.03, every)
 		require.NoError(t, err)
-		cfg.Budget.Retention, cfg.Budget.CompactionInterval = 0, 0 // it is played many times as fast
 		publish := func(kv clientv3.KV, n int) {
 			for i := range n {
 				_, err := kv.Put(t.Context(), fmt.Sprint("statistics/", i%members), string(gateways[i%members].Publish(0.03)))

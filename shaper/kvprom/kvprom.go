@@ -11,6 +11,9 @@
 package kvprom
 
 import (
+	"strconv"
+	"unicode/utf8"
+
 	"github.com/kvwrap/kvwrap"
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/shaper"
@@ -110,8 +113,9 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		counter(rangeBytes, n.RangeBytes, t.side)
 		gauge(keys, float64(t.Keys), t.side)
 		for _, r := range t.ByRule {
-			counter(byRule, r.Total.Records, t.side, r.Prefix)
-			counter(byRuleSize, r.Total.KeyBytes+r.Total.ValueBytes, t.side, r.Prefix)
+			prefix := label(r.Prefix)
+			counter(byRule, r.Total.Records, t.side, prefix)
+			counter(byRuleSize, r.Total.KeyBytes+r.Total.ValueBytes, t.side, prefix)
 		}
 	}
 
@@ -155,6 +159,14 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 	gauge(noSpace, full)
 	counter(askErrors, s.Budget.AskErrors)
+}
+
+// label returns a prefix as the value of a label, which is UTF-8: another one is quoted.
+func label(prefix string) string {
+	if utf8.ValidString(prefix) {
+		return prefix
+	}
+	return strconv.Quote(prefix)
 }
 
 // bounds are the upper bounds of the buckets of entries, powers of four from 64 bytes.

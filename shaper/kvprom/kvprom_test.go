@@ -18,7 +18,7 @@ func TestCollect(t *testing.T) {
 	cli := etcdtest.Start(t, 1, nil).Client(t)
 	kv, err := kvwrap.New(cli, kvwrap.Config{
 		Budget: budget.Config{Rates: budget.Rates{Revisions: 10_000}},
-		Rules:  []kvwrap.Rule{{Prefix: "leaders/", Class: budget.Critical}},
+		Rules:  []kvwrap.Rule{{Prefix: "leaders/", Class: budget.Critical}, {Prefix: "\xff\xfe"}},
 	})
 	require.NoError(t, err)
 	defer kv.Close()
@@ -50,6 +50,8 @@ kvwrap_requests_total{kind="txn",side="proposed"} 1
 # TYPE kvwrap_rule_records_total counter
 kvwrap_rule_records_total{prefix="",side="asked"} 1
 kvwrap_rule_records_total{prefix="",side="proposed"} 3
+kvwrap_rule_records_total{prefix="\"\\xff\\xfe\"",side="asked"} 0
+kvwrap_rule_records_total{prefix="\"\\xff\\xfe\"",side="proposed"} 0
 kvwrap_rule_records_total{prefix="leaders/",side="asked"} 3
 kvwrap_rule_records_total{prefix="leaders/",side="proposed"} 3
 # HELP kvwrap_budget_revisions_per_second Revisions a second that the budget lets go now; absent where there is no limit.
