@@ -103,16 +103,22 @@ func (r *Report) Complete(server Server) error {
 	if server.Version == "" || r.newer(server.Version) {
 		server.Version = NewestKnown
 	}
+	// What has come in the first moment is not taken for a rate.
+	settled := func(t Traffic) Traffic {
+		t.Window.Elapsed = max(t.Window.Elapsed, time.Second)
+		return t
+	}
+	asked, proposed := settled(r.Asked), settled(r.Proposed)
 	// What is in use is that of others, but for the keys that this process has put.
-	for _, rate := range r.Proposed.Load(live).Records {
+	for _, rate := range proposed.Load(live).Records {
 		live.InUse -= int64(rate.Keys) * int64(rate.KeyBytes+rate.ValueBytes)
 	}
 	live.InUse = max(0, live.InUse)
 	var err error
-	if r.AsAsked, err = Project(server, r.Asked.Load(live)); err != nil {
+	if r.AsAsked, err = Project(server, asked.Load(live)); err != nil {
 		return err
 	}
-	if r.AsProposed, err = Project(server, r.Proposed.Load(live)); err != nil {
+	if r.AsProposed, err = Project(server, proposed.Load(live)); err != nil {
 		return err
 	}
 	r.warn()
@@ -128,15 +134,13 @@ func (r *Report) newer(version string) bool {
 }
 
 // Load returns the traffic of the window as a load, on a cluster that has so much already.
-// It is that of a second at the least, so that what has come in the first moment is not taken
-// for a rate.
 //
 // Of how many keys live only bounds are known: those that were put and not deleted, and those that
 // were put in the window. They are taken to be spread over records of all sizes alike.
 func (t Traffic) Load(live Live) Load {
 	w := t.Window
 	l := Load{Live: live}
-	seconds := max(1, w.Elapsed.Seconds())
+	seconds := max(w.Elapsed.Seconds(), 1e-9)
 	rate := func(n uint64) float64 { return min(float64(n)/seconds, maxPerSecond) }
 	for _, b := range w.EntrySizes {
 		l.Entries = append(l.Entries, EntryRate{PerSecond: rate(b.Count), Bytes: int(b.Bytes / b.Count)})
