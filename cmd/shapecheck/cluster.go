@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,18 +14,27 @@ import (
 
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
-// clusterFlags say how to reach a cluster. They are named as those of etcdctl.
+// clusterFlags say how to reach a cluster. They are named as those of etcdctl, and so are
+// the variables of the environment that stand in for those that are not set.
 type clusterFlags struct {
-	endpoints         []string
-	cacert, cert, key string
-	user, password    string
-	dialTimeout       time.Duration
+	endpoints                   []string
+	cacert, cert, key           string
+	user, password              string
+	insecureSkipVerify          bool
+	dialTimeout, commandTimeout time.Duration
+
+	flags *pflag.FlagSet
 }
 
 func (f *clusterFlags) register(cmd *cobra.Command) {
@@ -32,15 +44,54 @@ func (f *clusterFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.key, "key", "", "the TLS key of --cert")
 	cmd.Flags().StringVar(&f.user, "user", "", "user[:password]")
 	cmd.Flags().StringVar(&f.password, "password", "", "the password, where --user does not hold it")
+	cmd.Flags().BoolVar(&f.insecureSkipVerify, "insecure-skip-tls-verify", false, "use TLS and trust whoever answers: for tests")
 	cmd.Flags().DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for the cluster to answer")
+	cmd.Flags().DurationVar(&f.commandTimeout, "command-timeout", 30*time.Second, "how long each request may take, but compactions and defragmentations")
+	f.flags = cmd.Flags()
+}
+
+// clusterHelp ends the help of commands with clusterFlags.
+const clusterHelp = `
+Flags that say how to reach the cluster may be left out where the environment has
+etcdctl's variables: ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_USER and so on. A flag
+wins.`
+
+// fromEnvironment sets the flags that are not set from etcdctl's variables.
+func (f *clusterFlags) fromEnvironment(names ...string) error {
+	given := make(map[string]bool) // on the command line
+	f.flags.Visit(func(flag *pflag.Flag) { given[flag.Name] = true })
+	for _, name := range names {
+		variable := "ETCDCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		value := os.Getenv(variable)
+		if value == "" || given[name] || name == "password" && given["user"] && strings.Contains(f.user, ":") {
+			continue
+		}
+		if err := f.flags.Set(name, value); err != nil {
+			return usagef("%s=%q: %w: correct it, or give --%s", variable, value, err, name)
+		}
+	}
+	if given["password"] && !given["user"] { // the flag wins over what is behind the colon
+		f.user, _, _ = strings.Cut(f.user, ":")
+	}
+	return nil
 }
 
 // config returns the configuration of a client, which may send requests of up to
 // sendBytes.
 func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
+	err := f.fromEnvironment("cacert", "cert", "key", "user", "password", "insecure-skip-tls-verify", "dial-timeout", "command-timeout")
 	cfg := clientv3.Config{
 		Endpoints: f.endpoints, DialTimeout: f.dialTimeout, MaxCallSendMsgSize: sendBytes, Logger: zap.NewNop(),
 		Username: f.user, Password: f.password,
+		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(f.bounded)},
+	}
+	switch {
+	case err != nil:
+		return cfg, err
+	case f.dialTimeout <= 0:
+		return cfg, usagef("--dial-timeout %v: give a time above zero, as in 5s", f.dialTimeout)
+	case f.commandTimeout <= 0:
+		return cfg, usagef("--command-timeout %v: give a time above zero, as in 30s", f.commandTimeout)
 	}
 	if f.password == "" {
 		cfg.Username, cfg.Password, _ = strings.Cut(f.user, ":")
@@ -54,29 +105,55 @@ func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
 	if (f.cert == "") != (f.key == "") {
 		return cfg, usagef("--cert %q and --key %q: set both or neither", f.cert, f.key)
 	}
-	if f.cacert == "" && f.cert == "" {
+	if f.cacert == "" && f.cert == "" && !f.insecureSkipVerify {
 		for _, e := range f.endpoints {
 			if !strings.HasPrefix(e, "https://") {
 				return cfg, nil
 			}
 		}
 	}
-	tls, err := transport.TLSInfo{CertFile: f.cert, KeyFile: f.key, TrustedCAFile: f.cacert}.ClientConfig()
+	secure, err := transport.TLSInfo{
+		CertFile: f.cert, KeyFile: f.key, TrustedCAFile: f.cacert, InsecureSkipVerify: f.insecureSkipVerify,
+	}.ClientConfig()
 	if err != nil {
 		return cfg, fmt.Errorf("TLS: %w", err)
 	}
-	cfg.TLS = tls
+	secure.MinVersion = max(secure.MinVersion, tls.VersionTLS12)
+	cfg.TLS = secure
 	return cfg, nil
+}
+
+// bounded gives each request its time, but those that take as long as there is to do.
+func (f *clusterFlags) bounded(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if method != pb.KV_Compact_FullMethodName && method != pb.Maintenance_Defragment_FullMethodName {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.commandTimeout)
+		defer cancel()
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+// timedOut reports whether err says that a request took longer than it may.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded
+}
+
+// asking says what has failed with err, and what to do about it.
+func asking(what string, err error) error {
+	if timedOut(err) {
+		return fmt.Errorf("%s: %w: the cluster is slow, or has no leader; raise --command-timeout where it is slow", what, err)
+	}
+	return rootOnly(what, err)
 }
 
 // connect returns a client of the cluster, a member of which has answered. It may
 // send requests of up to sendBytes, 0 for the default.
 func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Client, error) {
-	switch {
-	case len(f.endpoints) == 0 || slices.Contains(f.endpoints, ""):
+	if err := f.fromEnvironment("endpoints"); err != nil {
+		return nil, err
+	}
+	if len(f.endpoints) == 0 || slices.Contains(f.endpoints, "") {
 		return nil, usagef("--endpoints %q: give the client addresses of the cluster", f.endpoints)
-	case f.dialTimeout <= 0:
-		return nil, usagef("--dial-timeout %v: give a time above zero, as in 5s", f.dialTimeout)
 	}
 	cfg, err := f.config(sendBytes)
 	if err != nil {
@@ -93,10 +170,54 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 			cli.Close()
 		}
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?", f.endpoints, err)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case timedOut(err):
+		return nil, fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?%s", f.endpoints, err, whyUnreachable(ctx, cfg))
+	case errors.Is(err, rpctypes.ErrAuthFailed):
+		return nil, fmt.Errorf("asking %v as %q: %w: correct --user or --password", f.endpoints, cfg.Username, err)
 	}
 	return cli, err
+}
+
+// whyUnreachable returns what stands in the way of a connection to each member, as far as
+// there is anything: etcd's client says of all of it that there was no time.
+func whyUnreachable(ctx context.Context, cfg clientv3.Config) (why string) {
+	for _, endpoint := range cfg.Endpoints {
+		scheme, address, ok := strings.Cut(endpoint, "://")
+		if !ok {
+			scheme, address = "", endpoint
+		}
+		if err := handshake(ctx, scheme, address, cfg); err != nil {
+			why += fmt.Sprintf("\n  %s: %v", endpoint, err)
+			var untrusted *tls.CertificateVerificationError
+			if errors.As(err, &untrusted) {
+				why += ": give the CA that has signed it as --cacert"
+			}
+		}
+	}
+	return why
+}
+
+func handshake(ctx context.Context, scheme, address string, cfg clientv3.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
+	defer cancel()
+	dial := (&net.Dialer{}).DialContext
+	if scheme == "https" || scheme == "" && cfg.TLS != nil {
+		secure := cfg.TLS.Clone()
+		secure.NextProtos = []string{"h2"}
+		dial = (&tls.Dialer{Config: secure}).DialContext
+	}
+	network := "tcp"
+	if strings.HasPrefix(scheme, "unix") {
+		network = "unix"
+	}
+	conn, err := dial(ctx, network, address)
+	if err == nil {
+		conn.Close()
+	}
+	return err
 }
 
 const defaultPrefix = `\x00kvw/`

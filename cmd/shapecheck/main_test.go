@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -23,6 +24,11 @@ import (
 
 // TestMain lets the test binary be the command, and the server that it starts.
 func TestMain(m *testing.M) {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "ETCDCTL_") && filepath.Base(os.Args[0]) != "shapecheck" {
+			os.Unsetenv(name)
+		}
+	}
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		main()
 	}

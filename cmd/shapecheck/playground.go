@@ -103,7 +103,7 @@ func (f *clusterFlags) check(set func(flag string) bool) error {
 	case !own && f.dialTimeout <= 0:
 		return usagef("--dial-timeout is %v: give a time above zero, as in 5s", f.dialTimeout)
 	}
-	for _, flag := range []string{"cacert", "cert", "key", "user", "password", "dial-timeout"} {
+	for _, flag := range []string{"cacert", "cert", "key", "user", "password", "insecure-skip-tls-verify", "dial-timeout", "command-timeout"} {
 		if own && set(flag) {
 			return usagef("--%s is for --endpoints, which is not set", flag)
 		}
