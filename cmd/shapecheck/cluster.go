@@ -52,9 +52,9 @@ func (f *clusterFlags) register(cmd *cobra.Command) {
 
 // clusterHelp ends the help of commands with clusterFlags.
 const clusterHelp = `
-Flags that say how to reach the cluster may be left out where the environment has
-etcdctl's variables: ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_USER and so on. A flag
-wins.`
+Flags that say how to reach the cluster may be left out where the environment
+has etcdctl's variables: ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_USER and so
+on. A flag wins.`
 
 // fromEnvironment sets the flags that are not set from etcdctl's variables.
 func (f *clusterFlags) fromEnvironment(names ...string) error {

@@ -32,10 +32,11 @@ func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Writes the value of a key, put together from its chunks",
-		Long: `Writes the value of a key to standard output, byte for byte and with nothing after
-it, as a client with kvwrap reads it. With --raw it is what is stored at the key, as
-a client without kvwrap reads it. With --chunks it is a list of the chunks in the
-order of the value. With -w json keys and values are in base64, as etcdctl's are.
+		Long: `Writes the value of a key to standard output, byte for byte and with nothing
+after it, as a client with kvwrap reads it. With --raw it is what is stored at
+the key, as a client without kvwrap reads it. With --chunks it is a list of the
+chunks in the order of the value. With -w json keys and values are in base64,
+as etcdctl's are.
 ` + clusterHelp + `
 
 Exit codes: 0 there is such a key; 1 there is none, or it cannot be read; 2 the

@@ -70,25 +70,27 @@ func projectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "project",
 		Short: "Projects what each member of a cluster comes to keep, in memory and on disk",
-		Long: `Projects the raft log, memory, the database file and the time to the quota of each
-member under a load. The load is what flags say, or what --sample finds: everything
-that is written to a cluster in that time, by whomever. A sample watches all keys, so
-the cluster sends it each value once; it writes nothing.
+		Long: `Projects the raft log, memory, the database file and the time to the quota of
+each member under a load. The load is what flags say, or what --sample finds:
+everything that is written to a cluster in that time, by whomever. A sample
+watches all keys, so the cluster sends it each value once; it writes nothing.
 
-All figures are estimates, each with a low and a high value. --explain gives their
-formulas.
+All figures are estimates, each with a low and a high value. --explain gives
+their formulas.
 
-Each --what-if is another projection with some of the flags below changed. The table
-then has the expected values side by side.
+Each --what-if is another projection with some of the flags below changed. The
+table then has the expected values side by side.
 ` + clusterHelp + `
 
-Exit codes: 0 projected; 1 failed; 2 the command line is wrong; 130 interrupted.`,
+Exit codes: 0 projected; 1 failed; 2 the command line is wrong; 130
+interrupted.`,
 		Example: `  shapecheck project --writes 0.6 --keys 3 --value-bytes 2MB
   shapecheck project --writes 5000 --value-bytes 19 --keys 200 \
       --what-if "auto-compaction-retention=1h" \
       --what-if "auto-compaction-retention=1h txn-puts=50 writes=100"
   shapecheck project --endpoints 10.0.0.1:2379 --sample 30s \
-      --what-if scale-writes=3 --what-if "scale-writes=3 quota-backend-bytes=8GiB"`,
+      --what-if scale-writes=3 \
+      --what-if "scale-writes=3 quota-backend-bytes=8GiB"`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.run(cmd.Context(), cmd.Flags(), cmd.OutOrStdout(), cmd.ErrOrStderr())

@@ -37,26 +37,28 @@ func reclaimCommand() *cobra.Command {
 		Use:   "reclaim",
 		Short: "Compacts, defragments one member after the other, and disarms NOSPACE",
 		Long: `Gives space of the database files back: compacts old revisions, defragments the
-members that are worth it, one at a time and the leader last, and disarms the alarm
-NOSPACE where enough was freed. A member stands still while it is defragmented, about
-5 to 20 seconds for each GiB in use. At the first doubt it stops. One runs at a time in
-a cluster.
+members that are worth it, one at a time and the leader last, and disarms the
+alarm NOSPACE where enough was freed. A member stands still while it is
+defragmented, about 5 to 20 seconds for each GiB in use. At the first doubt it
+stops. One runs at a time in a cluster.
 
-The plan is printed first, and nothing is done before it is agreed to: by --yes, or by
-an answer on standard input. --dry-run asks the members, prints the plan and writes
-nothing; it fails where reclaim would not begin, with the reason.
+The plan is printed first, and nothing is done before it is agreed to: by
+--yes, or by an answer on standard input. --dry-run asks the members, prints
+the plan and writes nothing; it fails where reclaim would not begin, with the
+reason.
 
-With --when it does something only where a rule holds for some member. --min-bloat and
---min-free then say which members are defragmented. A rule compares bloat (size over
-what is in use), free, size, in-use and quota-use, as in "bloat>2 && free>100MiB" or
-"quota-use>80%"; of several rules one is enough. With --every it looks again and again
-until it is interrupted; after an error, too.
+With --when it does something only where a rule holds for some member.
+--min-bloat and --min-free then say which members are defragmented. A rule
+compares bloat (size over what is in use), free, size, in-use and quota-use, as
+in "bloat>2 && free>100MiB" or "quota-use>80%"; of several rules one is enough.
+With --every it looks again and again until it is interrupted; after an error,
+too.
 
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
 
-Exit codes: 0 done, or there is nothing to do; 1 stopped, or not agreed to; 2 the
-command line is wrong; 130 interrupted.`,
+Exit codes: 0 done, or there is nothing to do; 1 stopped, or not agreed to; 2
+the command line is wrong; 130 interrupted.`,
 		Example: `  shapecheck reclaim --endpoints 10.0.0.1:2379 --dry-run
   shapecheck reclaim --endpoints 10.0.0.1:2379 --keep-revisions 10000
   shapecheck reclaim --endpoints 10.0.0.1:2379 --yes --every 5m \

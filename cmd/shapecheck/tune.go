@@ -41,21 +41,23 @@ func tuneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tune",
 		Short: "Chooses settings of kvwrap and of etcd for what an application writes",
-		Long: `Chooses the settings of kvwrap and the flags of etcd with which what an application
-writes stays within targets, says why each is chosen, and what they come to beside a
-plain client. It is for keys of one kind; run it for each kind.
+		Long: `Chooses the settings of kvwrap and the flags of etcd with which what an
+application writes stays within targets, says why each is chosen, and what they
+come to beside a plain client. It is for keys of one kind; run it for each
+kind.
 
-With --sample it watches the keys with --prefix and takes their number, the lengths of
-keys and values and the time between two writes from what it sees; flags win. Chunked
-values count as what applications see. What a sample cannot see, such as how much of a
-value changes, is for flags to say. Keys that are written less than once in that time
-are seen less than they should be: choose it longer than their interval.
+With --sample it watches the keys with --prefix and takes their number, the
+lengths of keys and values and the time between two writes from what it sees;
+flags win. Chunked values count as what applications see. What a sample cannot
+see, such as how much of a value changes, is for flags to say. Keys that are
+written less than once in that time are seen less than they should be: choose
+it longer than their interval.
 
 All figures are estimates.
 ` + clusterHelp + `
 
-Exit codes: 0 the targets are met; 1 failed; 2 the command line is wrong; 10 a target
-cannot be met, and the plan has the nearest settings; 130 interrupted.`,
+Exit codes: 0 the targets are met; 1 failed; 2 the command line is wrong; 10 a
+target cannot be met, and the plan has the nearest settings; 130 interrupted.`,
 		Example: `  shapecheck tune --keys 1 --writers 3 --value-bytes 2MB --interval 5s \
       --changed 0.03 --raft-log 512MiB
   shapecheck tune --prefix offsets/ --keys 200 --key-bytes 30 --value-bytes 19 \

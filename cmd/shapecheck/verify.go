@@ -33,20 +33,20 @@ func verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Reads every value in chunks, and says which are damaged and which chunks are orphaned",
-		Long: `Reads every key and every chunk as they are at one revision, checks each value that
-is stored in chunks as every read does, and lists those that are damaged and the chunks
-that no value names. Writes under way are not taken for damage. It writes nothing, and
-takes the memory of the largest value, whatever the number of keys. Applications may go
-on. Where the revision is compacted meanwhile, it goes on with the next key at a newer
-one, and says so.
+		Long: `Reads every key and every chunk as they are at one revision, checks each value
+that is stored in chunks as every read does, and lists those that are damaged
+and the chunks that no value names. Writes under way are not taken for damage.
+It writes nothing, and takes the memory of the largest value, whatever the
+number of keys. Applications may go on. Where the revision is compacted
+meanwhile, it goes on with the next key at a newer one, and says so.
 
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
 
 Exit codes: 0 all is well; 1 failed, or some values are for another version or
-reserved prefix; 2 the command line is wrong; 10 chunks are orphaned or on another
-lease than their key, or there are keys that are not kvwrap's; 20 values are damaged;
-130 interrupted, with what was found until then.`,
+reserved prefix; 2 the command line is wrong; 10 chunks are orphaned or on
+another lease than their key, or there are keys that are not kvwrap's; 20
+values are damaged; 130 interrupted, with what was found until then.`,
 		Example: `  shapecheck verify --endpoints 10.0.0.1:2379
   shapecheck verify --endpoints 10.0.0.1:2379 --namespace app/ -w json`,
 		Args: noArgs,

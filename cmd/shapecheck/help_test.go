@@ -1,0 +1,21 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestHelpFits reads the help of commands: 80 columns, examples and exit codes.
+func TestHelpFits(t *testing.T) {
+	for _, name := range []string{"get", "project", "reclaim", "tune", "verify"} {
+		code, help, stderr := shapecheck(t, name, "--help")
+		require.Zero(t, code, stderr)
+		for line := range strings.SplitSeq(help, "\n") {
+			require.LessOrEqual(t, len(line), 80, "%s: %s", name, line)
+		}
+		require.Contains(t, help, "Examples:\n  shapecheck "+name)
+		require.Regexp(t, `Exit codes: 0 (?s).*; 1 .*; 2\s+the\s+command\s+line\s+is\s+wrong; .*130\s+interrupted`, help)
+	}
+}
