@@ -29,18 +29,18 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// codedError is an error with an exit code of its own.
-type codedError struct {
-	error
-	code int
-}
-
-func (e codedError) Unwrap() error { return e.error }
-
 // usageError is an error of the command line.
 type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// exitError is an error that has an exit code of its own.
+type exitError struct {
+	error
+	code int
+}
+
+func (e exitError) Unwrap() error { return e.error }
 
 // run runs the command that args name and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -71,13 +71,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
-	var coded codedError
+	var exit exitError
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &coded):
-		fmt.Fprintln(stderr, "shapecheck:", err)
-		return coded.code
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "shapecheck: interrupted")
 		return exitInterrupted
@@ -85,6 +82,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	fmt.Fprintln(stderr, "shapecheck:", err)
 	if errors.As(err, &usage) {
 		return exitUsage
+	}
+	if errors.As(err, &exit) {
+		return exit.code
 	}
 	return exitFailed
 }

@@ -160,7 +160,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 		_, err = fmt.Fprintf(stdout, "%s\n%s", plan, goConfig(cfg))
 	}
 	if err == nil && len(plan.Unmet) > 0 {
-		err = codedError{fmt.Errorf("%d of the targets cannot be met; the plan has the nearest settings", len(plan.Unmet)), exitUnmet}
+		err = exitError{fmt.Errorf("%d of the targets cannot be met; the plan has the nearest settings", len(plan.Unmet)), exitUnmet}
 	}
 	return err
 }

@@ -93,7 +93,11 @@ func verified(ctx context.Context, stored clientv3.KV, space format.Keyspace, p 
 	report := &verifyReport{}
 	all := 0
 	c := &checker{space: space, found: report.add}
-	c.done = func() { p.count("verifying", min(c.Keys, all), max(1, all)) }
+	c.done = func() {
+		if c.Keys%max(1, all/1000) == 0 { // a terminal is slower than etcd
+			p.count("verifying", min(c.Keys, all), max(1, all))
+		}
+	}
 	defer func() { report.checkCounts = c.checkCounts }()
 	for stuck := 0; ; {
 		at, err := stored.Get(ctx, space.Prefix(), clientv3.WithCountOnly())
@@ -202,13 +206,13 @@ func (r *verifyReport) verdict(failed error) error {
 	case failed != nil && errors.Is(failed, context.Canceled):
 		return failed
 	case r.Damaged.Count > 0:
-		return errors.Join(codedError{fmt.Errorf("%d values are damaged", r.Damaged.Count), exitDamaged}, failed)
+		return errors.Join(exitError{fmt.Errorf("%d values are damaged", r.Damaged.Count), exitDamaged}, failed)
 	case failed != nil:
 		return failed
 	case r.Unread.Count > 0:
 		return fmt.Errorf("%d values could not be verified", r.Unread.Count)
 	case r.Orphaned.Count+r.OtherLease.Count+r.Strange.Count > 0:
-		return codedError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitGarbage}
+		return exitError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitGarbage}
 	}
 	return nil
 }

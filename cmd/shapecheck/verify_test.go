@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
+	"sort"
 	"strings"
 	"testing"
 
@@ -334,4 +336,62 @@ func TestVerifyCompacted(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, r.print(&out))
 	require.Contains(t, out.String(), "\nNot one moment: 1 times a revision was compacted")
+}
+
+// crowd is a pager of many keys, each with an orphaned chunk.
+type crowd struct {
+	space format.Keyspace
+	n     int
+}
+
+func (c crowd) key(i int) []byte { return fmt.Appendf(nil, "key/%09d", i) }
+
+// first returns the least i of which the key is not below from.
+func (c crowd) first(from []byte, key func(i int) []byte) int {
+	return sort.Search(c.n, func(i int) bool { return bytes.Compare(key(i), from) >= 0 })
+}
+
+func (c crowd) page(_ context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
+	most, key := pageKeys, c.key
+	if keysOnly {
+		most, key = keysPage, func(i int) []byte { return c.space.ChunkKey(c.key(i), format.ID{Index: 1}) }
+	}
+	for i := c.first(r.Key, key); i < c.n && len(kvs) < most; i++ {
+		if k := key(i); r.Unbounded() || bytes.Compare(k, r.End) < 0 {
+			kvs = append(kvs, &mvccpb.KeyValue{Key: k, Value: make([]byte, 100)})
+		}
+	}
+	return kvs, len(kvs) == most, nil
+}
+
+// TestCheckerMemory has it go past more keys than it could hold.
+func TestCheckerMemory(t *testing.T) {
+	space, err := format.NewKeyspace("\x00kvw/")
+	require.NoError(t, err)
+	many := crowd{space, 300_000}
+	if testing.Short() {
+		many.n = 30_000
+	}
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before, most := heap(), 0
+	r := &verifyReport{}
+	c := &checker{space: space, found: r.add}
+	c.done = func() {
+		if c.Keys%(many.n/5) == 0 {
+			most = max(most, heap())
+		}
+	}
+	require.NoError(t, c.run(t.Context(), many))
+	require.Equal(t, many.n, c.Keys)
+	require.Equal(t, many.n, r.Orphaned.Chunks)
+	require.Len(t, r.Orphaned.Listed, mostFindings)
+	require.Less(t, most-before, 4<<20, "of keys and values of %d MB", many.n*220>>20)
+	var out bytes.Buffer
+	require.NoError(t, r.print(&out))
+	require.Contains(t, out.String(), fmt.Sprintf("\n  and %d more\n", many.n-mostFindings))
 }
