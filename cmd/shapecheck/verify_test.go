@@ -178,7 +178,7 @@ func TestChecker(t *testing.T) {
 		s := fresh()
 		delete(s.kvs, "huge") // an orphan, by which it comes past twice
 		orphans := len(chunksOf(s, "huge"))
-		put(s, []byte("\x00kvw/stray"), "x", 0)
+		put(s, []byte("\x00kvw/A"), "x", 0)
 		put(s, []byte("lost"), string(s.kvs["a"].Value), 0)
 		want, all := s.check(t)
 		require.Equal(t, orphans, want.Orphaned.Chunks)
@@ -394,4 +394,26 @@ func TestCheckerMemory(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, r.print(&out))
 	require.Contains(t, out.String(), fmt.Sprintf("\n  and %d more\n", many.n-mostFindings))
+}
+
+// forgetful is a KV whose revisions are compacted as soon as they are there.
+type forgetful struct{ clientv3.KV }
+
+func (f forgetful) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if op := clientv3.OpGet(key, opts...); op.Rev() > 0 && !op.IsCountOnly() {
+		return nil, rpctypes.ErrCompacted
+	}
+	return f.KV.Get(ctx, key, opts...)
+}
+
+func TestVerifyGivesUp(t *testing.T) {
+	w := newWrapped(t, chunker.Config{}, nil)
+	w.put("k", "v")
+	space, err := format.NewKeyspace("\x00kvw/")
+	require.NoError(t, err)
+	r, err := verified(t.Context(), forgetful{w.plain}, space, newProgress(io.Discard))
+	require.ErrorIs(t, err, rpctypes.ErrCompacted)
+	require.ErrorContains(t, err, "again and again: verify when there is less to do, or keep revisions for longer")
+	require.False(t, r.Complete)
+	require.Equal(t, err, r.verdict(err))
 }
