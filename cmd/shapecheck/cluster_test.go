@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 )
 
 // TestTLSVersions has a server that knows none of today's.
@@ -20,4 +23,22 @@ func TestTLSVersions(t *testing.T) {
 	code, _, stderr := shapecheck(t, "get", "k", "--endpoints", old.URL, "--insecure-skip-tls-verify", "--dial-timeout", "300ms")
 	require.Equal(t, exitFailed, code)
 	require.Regexp(t, `https://127\.0\.0\.1:\d+: .*(protocol version not supported|no supported versions)`, strings.TrimSpace(stderr))
+}
+
+// TestRequestsHaveTheirTime but those that take as long as there is to do.
+func TestRequestsHaveTheirTime(t *testing.T) {
+	f := &clusterFlags{commandTimeout: time.Minute}
+	for method, bounded := range map[string]bool{
+		"/etcdserverpb.KV/Range":               true,
+		"/etcdserverpb.Maintenance/Status":     true,
+		"/etcdserverpb.KV/Compact":             false,
+		"/etcdserverpb.Maintenance/Defragment": false,
+	} {
+		err := f.bounded(t.Context(), method, nil, nil, nil, func(ctx context.Context, _ string, _, _ any, _ *grpc.ClientConn, _ ...grpc.CallOption) error {
+			_, has := ctx.Deadline()
+			require.Equal(t, bounded, has, method)
+			return context.Canceled
+		})
+		require.Equal(t, context.Canceled, err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -51,8 +52,8 @@ With --when it does something only where a rule holds for some member.
 --min-bloat and --min-free then say which members are defragmented. A rule
 compares bloat (size over what is in use), free, size, in-use and quota-use, as
 in "bloat>2 && free>100MiB" or "quota-use>80%"; of several rules one is enough.
-With --every it looks again and again until it is interrupted; after an error,
-too.
+What nobody has compacted counts as in use. With --every it looks again and
+again until it is interrupted; after an error, too.
 
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
@@ -253,6 +254,9 @@ func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	result, err := plan.Run(ctx)
 	doc.Result = doneOf(result)
 	r.tell("\n%s", result)
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		err = rootOnly("reclaiming", err)
+	}
 	return err
 }
 
