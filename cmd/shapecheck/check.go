@@ -11,11 +11,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// pager reads keys as they were at one revision, in order, a page at a time.
-type pager interface {
-	page(ctx context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error)
-}
-
 // checker finds out whether every value in chunks is whole, and which chunks no value
 // names. It reads the keys of applications and those of chunks side by side: both are in
 // the order of the applications' keys, so that it holds a page of each, and the chunks of
@@ -75,7 +70,7 @@ func (c *checker) run(ctx context.Context, p pager) error {
 		c.from = firstKey
 	}
 	rest := format.Range{Key: c.from, End: []byte{0}}
-	keys, stopKeys := iter.Pull2(c.each(ctx, p, c.space.Logical(rest), false))
+	keys, stopKeys := iter.Pull2(eachKey(ctx, p, c.space.Logical(rest), false))
 	defer stopKeys()
 	groups, stopGroups := iter.Pull2(c.groups(ctx, p, c.space.Chunks(rest)))
 	defer stopGroups()
@@ -122,28 +117,6 @@ func (c *checker) run(ctx context.Context, p pager) error {
 	return nil
 }
 
-// each yields the keys of ranges.
-func (c *checker) each(ctx context.Context, p pager, ranges []format.Range, keysOnly bool) iter.Seq2[*mvccpb.KeyValue, error] {
-	return func(yield func(*mvccpb.KeyValue, error) bool) {
-		for _, r := range ranges {
-			for more := true; more; {
-				kvs, m, err := p.page(ctx, r, keysOnly)
-				if err != nil {
-					yield(nil, err)
-					return
-				}
-				for _, kv := range kvs {
-					if !yield(kv, nil) {
-						return
-					}
-					r.Key = append(bytes.Clone(kv.Key), 0)
-				}
-				more = m
-			}
-		}
-	}
-}
-
 // chunkGroup is the chunks that are stored for a key.
 type chunkGroup struct {
 	key []byte
@@ -154,7 +127,7 @@ type chunkGroup struct {
 func (c *checker) groups(ctx context.Context, p pager, r format.Range) iter.Seq2[chunkGroup, error] {
 	return func(yield func(chunkGroup, error) bool) {
 		var g chunkGroup
-		for kv, err := range c.each(ctx, p, []format.Range{r}, true) {
+		for kv, err := range eachKey(ctx, p, []format.Range{r}, true) {
 			if err != nil {
 				yield(g, err)
 				return
@@ -218,7 +191,7 @@ func (c *checker) value(ctx context.Context, p pager, kv *mvccpb.KeyValue, g chu
 	elsewhere := 0 // chunks on another lease
 	for {
 		refs := layout.Missing(src)
-		if err := c.fetch(ctx, p, kv.Key, refs, func(id format.ID, chunk *mvccpb.KeyValue) {
+		if err := eachChunk(ctx, p, c.space, kv.Key, refs, func(id format.ID, chunk *mvccpb.KeyValue) {
 			src.Stored[id] = chunk.Value
 			c.Chunks++
 			if chunk.Lease != kv.Lease {
@@ -249,23 +222,6 @@ func (c *checker) value(ctx context.Context, p pager, kv *mvccpb.KeyValue, g chu
 	c.orphans(g, layout.All())
 	if _, err := layout.Value(src); err != nil {
 		return bad(damaged, 0, "%v", err)
-	}
-	return nil
-}
-
-// fetch visits those of the chunks of a key that are there.
-func (c *checker) fetch(ctx context.Context, p pager, key []byte, refs []format.Ref, visit func(format.ID, *mvccpb.KeyValue)) error {
-	var ranges []format.Range
-	for _, run := range format.Runs(refs) {
-		ranges = append(ranges, c.space.IDs(key, run.First, run.Last))
-	}
-	for kv, err := range c.each(ctx, p, ranges, false) {
-		if err != nil {
-			return err
-		}
-		if id, ok := format.ChunkID(kv.Key); ok {
-			visit(id, kv)
-		}
 	}
 	return nil
 }

@@ -177,8 +177,7 @@ func (g *get) list(ctx context.Context, stored clientv3.KV, space format.Keyspac
 		case m == nil:
 			l.Kind, l.ValueBytes = "envelope", len(literal)
 		default:
-			reader := chunkReader{stored, space, cmp.Or(g.revision, revision)}
-			if l.Chunks, err = lineUp(ctx, reader, kv, m); err != nil {
+			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision)}, space, kv, m); err != nil {
 				return err
 			}
 			l.Kind, l.ValueBytes, l.Token, l.Depth = "manifest", m.Length, m.Token.String(), m.Depth
@@ -191,11 +190,11 @@ func (g *get) list(ctx context.Context, stored clientv3.KV, space format.Keyspac
 }
 
 // lineUp returns the chunks of the value that m stands for, in order.
-func lineUp(ctx context.Context, reader chunkReader, kv *mvccpb.KeyValue, m *format.Manifest) (lines []chunkLine, err error) {
+func lineUp(ctx context.Context, p pager, space format.Keyspace, kv *mvccpb.KeyValue, m *format.Manifest) (lines []chunkLine, err error) {
 	layout, leases := format.NewLayout(m), make(map[format.ID]int64)
 	src := format.Source{Stored: make(map[format.ID][]byte)}
 	for {
-		err := reader.read(ctx, kv.Key, layout.Missing(src), func(id format.ID, chunk *mvccpb.KeyValue) {
+		err := eachChunk(ctx, p, space, kv.Key, layout.Missing(src), func(id format.ID, chunk *mvccpb.KeyValue) {
 			src.Stored[id], leases[id] = chunk.Value, chunk.Lease
 		})
 		if err != nil {

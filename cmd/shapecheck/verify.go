@@ -8,7 +8,6 @@ import (
 
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
@@ -126,29 +125,6 @@ func verified(ctx context.Context, stored clientv3.KV, space format.Keyspace, p 
 		}
 		p.say("revision %d was compacted meanwhile: going on at a newer one", pin.revision)
 	}
-}
-
-// pinned is a pager of a cluster.
-type pinned struct {
-	stored   clientv3.KV
-	revision int64
-}
-
-// keysPage is how many keys are listed at a time, without values.
-const keysPage = 1000
-
-func (p pinned) page(ctx context.Context, r format.Range, keysOnly bool) ([]*mvccpb.KeyValue, bool, error) {
-	opts := []clientv3.OpOption{clientv3.WithRange(string(r.End)), clientv3.WithRev(p.revision)}
-	if keysOnly {
-		opts = append(opts, clientv3.WithKeysOnly(), clientv3.WithLimit(keysPage))
-	} else {
-		opts = append(opts, clientv3.WithLimit(pageKeys))
-	}
-	resp, err := p.stored.Get(ctx, string(r.Key), opts...)
-	if err != nil {
-		return nil, false, asking(fmt.Sprintf("reading keys from %q on", r.Key), err)
-	}
-	return resp.Kvs, resp.More, nil
 }
 
 // count counts the keys of applications.
