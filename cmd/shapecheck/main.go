@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(demoCommand(), getCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
+	root.AddCommand(auditCommand(), demoCommand(), getCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -43,6 +43,8 @@ type Report struct {
 	Chunked   Chunked     `json:"chunked"`
 	Leases    Leases      `json:"leases"`
 	Staging   []Staging   `json:"staging,omitempty"`
+	// Changes are since an earlier report, where there is one.
+	Changes *Changes `json:"changes,omitempty"`
 }
 
 // Source is what was read.

@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/kvwrap/kvwrap/budget"
+	"github.com/kvwrap/kvwrap/internal/audit"
+	"github.com/kvwrap/kvwrap/internal/wait"
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of audit, beside those of all commands.
+const (
+	exitUnreachable = 2
+	exitWarning     = 10
+	exitCritical    = 20
+)
+
+// auditing is an audit: of a file or of a cluster.
+type auditing struct {
+	db, output, html string
+	compare          string
+	separator        string
+	depth, top       int
+	rate, quota      string
+	revisions        float64
+	sample           time.Duration
+	failOn, warnOn   string
+	space            spaceFlags
+	cluster          clusterFlags
+
+	config           audit.Config
+	bytesPerSecond   uint64
+	assume           audit.Assume
+	critical, warnOf []audit.Condition
+	before           *audit.Report
+}
+
+func auditCommand() *cobra.Command {
+	var a auditing
+	cmd := &cobra.Command{
+		Use:   "audit",
+		Short: "Says what takes the space of an etcd, what is written most, and what to do about it",
+		Long: `Reads every key of a cluster, or every revision in a database file, and reports the
+verdict, the members, sizes, prefixes, the largest and busiest keys, leases, and what to
+do, with the setting or command for it.
+
+A file (--db) is a snapshot, or member/snap/db of a member that does not run. It is read
+where it lies, never written to, and says what old revisions take. A live cluster is read
+at one revision; what old revisions take cannot be read from it.
+
+The time to the quota needs a rate of writes: it is measured on a live cluster
+(--sample), and given for a file (--revisions-per-second).
+
+Flags are named as those of etcdctl, and so is the environment: ETCDCTL_ENDPOINTS and the
+others count where the flag is not set.
+
+Conditions (--fail-on, --warn-on) are a figure, < or >, and a value, separated by commas;
+or the words warning and critical, for the verdict. Figures:
+  ` + strings.ReplaceAll(wrapped80(audit.FigureNames()), "\n", "\n  ") + `
+
+Exit codes:
+  0    the audit is whole, and no condition is met
+  1    it failed, or is partial, or a condition cannot be judged
+  2    the cluster cannot be reached, or the command line is wrong
+  10   a condition of --warn-on is met
+  20   a condition of --fail-on is met
+  130  interrupted; what was read until then is printed, marked as partial`,
+		Example: `  shapecheck audit --endpoints 10.0.0.1:2379
+  shapecheck audit --db snapshot.db -w json
+  shapecheck audit --db snapshot.db --html report.html
+  shapecheck audit --endpoints 10.0.0.1:2379 --fail-on "max-value>512KiB,time-to-quota<24h,bloat>2"`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&a.db, "db", "", "audit this database file or snapshot in place of a cluster")
+	f.StringVarP(&a.output, "write-out", "w", "table", "table, json or html")
+	f.StringVar(&a.html, "html", "", "also write the report as a page of HTML to this file")
+	f.StringVar(&a.compare, "compare", "", "say what has changed since this earlier audit, written with -w json")
+	f.IntVar(&a.depth, "depth", 2, "components of the prefixes")
+	f.StringVar(&a.separator, "separator", "/", "what separates the components of keys, one byte")
+	f.IntVar(&a.top, "top", 20, "how many keys are listed")
+	f.StringVar(&a.rate, "rate", "", "read at most this much a second from a live cluster, as in 20MiB")
+	f.StringVar(&a.quota, "quota", "", "the --quota-backend-bytes of the members, where they do not say it themselves, as in 8GiB")
+	f.Float64Var(&a.revisions, "revisions-per-second", 0, "the rate of writes to project, where it is not to be measured")
+	f.DurationVar(&a.sample, "sample", 2*time.Second, "measure the rate of writes of a live cluster for this long at least; 0 does not measure it")
+	f.StringVar(&a.failOn, "fail-on", "", "exit with 20 where one of these conditions is met")
+	f.StringVar(&a.warnOn, "warn-on", "", "exit with 10 where one of these conditions is met")
+	a.space.register(cmd)
+	a.cluster.register(cmd)
+	return cmd
+}
+
+// wrapped80 breaks a list at spaces.
+func wrapped80(s string) string {
+	var b strings.Builder
+	column := 0
+	for _, word := range strings.Fields(s) {
+		if column > 0 && column+len(word) > 78 {
+			b.WriteByte('\n')
+			column = 0
+		}
+		if column > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(word)
+		column += len(word) + 1
+	}
+	return b.String()
+}
+
+// check reads the flags.
+func (a *auditing) check() (err error) {
+	switch {
+	case a.output != "table" && a.output != "json" && a.output != "html":
+		return usagef("-w %s: choose table, json or html", a.output)
+	case len(a.separator) != 1:
+		return usagef("--separator %q: give one byte, as /", a.separator)
+	case a.depth < 1 || a.depth > 100:
+		return usagef("--depth %d: choose 1 to 100", a.depth)
+	case a.top < 1 || a.top > 1000:
+		return usagef("--top %d: choose 1 to 1000", a.top)
+	case !(a.revisions >= 0) || math.IsInf(a.revisions, 1):
+		return usagef("--revisions-per-second %v: give 0 or more", a.revisions)
+	case a.sample < 0:
+		return usagef("--sample %v: give a time of zero or more", a.sample)
+	case a.db != "" && a.cluster.flags.Changed("endpoints"):
+		return usagef("--db %s and --endpoints: give one of them", a.db)
+	case a.db != "" && a.rate != "":
+		return usagef("--rate %s is for a live cluster: leave it away with --db", a.rate)
+	}
+	a.config = audit.Config{Separator: a.separator[0], Depth: a.depth, Top: a.top}
+	if a.config.Space, err = a.space.keyspace(); err != nil {
+		return err
+	}
+	if a.rate != "" {
+		if a.bytesPerSecond, err = audit.ParseBytes(a.rate); err != nil || a.bytesPerSecond == 0 || a.bytesPerSecond > math.MaxInt32 {
+			return usagef("--rate %s: give a size up to 2GB, as 20MiB", a.rate)
+		}
+	}
+	a.assume.RevisionsPerSecond = a.revisions
+	if a.quota != "" {
+		quota, err := audit.ParseBytes(a.quota)
+		if err != nil || quota == 0 {
+			return usagef("--quota %s: give a size, as 8GiB", a.quota)
+		}
+		a.assume.Quota = int64(quota)
+	}
+	if a.critical, err = audit.ParseConditions(a.failOn); err != nil {
+		return usagef("--fail-on: %w", err)
+	}
+	if a.warnOf, err = audit.ParseConditions(a.warnOn); err != nil {
+		return usagef("--warn-on: %w", err)
+	}
+	if a.compare != "" {
+		old, err := os.ReadFile(a.compare)
+		if err != nil {
+			return usagef("--compare: %w: give a file that audit -w json has written", err)
+		}
+		a.before = new(audit.Report)
+		if err := json.Unmarshal(old, a.before); err != nil || a.before.Schema != audit.Schema {
+			return usagef("--compare %s: it is no report of schema %d: give a file that audit -w json has written", a.compare, audit.Schema)
+		}
+	}
+	return nil
+}
+
+// Memory of an audit is a table of plain numbers, which the collector need not follow: it is
+// cheap to collect garbage early, and what is garbage is not to come on top.
+const (
+	auditMemory = 80 << 20
+	auditGOGC   = 25
+)
+
+func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if err := a.check(); err != nil {
+		return err
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(auditMemory))
+	defer debug.SetGCPercent(debug.SetGCPercent(auditGOGC))
+	p := newProgress(stderr)
+	begin := time.Now()
+	show := func(done, all uint64, pass, passes int) {
+		if p.terminal {
+			p.line(progressLine(done, all, pass, passes, time.Since(begin)))
+		}
+	}
+	var r *audit.Report
+	var err error
+	if a.db != "" {
+		r, err = a.file(ctx, show)
+	} else {
+		r, err = a.live(ctx, show)
+	}
+	p.end()
+	if r == nil {
+		return err
+	}
+	r.Judge(a.assume)
+	if a.before != nil {
+		r.Compare(a.before)
+	}
+	if e := a.write(r, stdout); e != nil {
+		return e
+	}
+	if a.html != "" {
+		if e := a.writeHTML(r); e != nil {
+			return e
+		}
+	}
+	return a.verdict(ctx, r, err)
+}
+
+func progressLine(done, all uint64, pass, passes int, took time.Duration) string {
+	line := fmt.Sprintf("%d records", done)
+	perSecond := float64(done) / max(took.Seconds(), 1e-3)
+	if all > 0 {
+		line = fmt.Sprintf("%d of %d keys, %d a second, %v left", done, all, int(perSecond),
+			time.Duration(float64(all-min(done, all))/max(perSecond, 1)*float64(time.Second)).Round(time.Second))
+	} else if passes == 1 {
+		line += fmt.Sprintf(", %d a second", int(perSecond))
+	}
+	if passes > 1 {
+		line += fmt.Sprintf(", part %d of %d of the keys", pass, passes)
+	}
+	return line
+}
+
+func (a *auditing) file(ctx context.Context, show audit.Progress) (*audit.Report, error) {
+	db, err := audit.OpenDB(a.db)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	return db.Audit(ctx, a.config, show)
+}
+
+func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report, error) {
+	cli, err := a.cluster.connect(ctx, 0)
+	if err != nil {
+		return nil, a.unreachable(ctx, err)
+	}
+	defer cli.Close()
+	monitor, err := budget.NewMonitor(cli, budget.MonitorConfig{Timeout: a.cluster.commandTimeout, Quota: a.assume.Quota})
+	if err != nil {
+		return nil, err
+	}
+	defer monitor.Close()
+	before, err := monitor.Check(ctx)
+	if err != nil {
+		return nil, a.unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
+	}
+	begin := before.At
+	l := &audit.Live{KV: cli.KV, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Progress: show}
+	r, err := l.Audit(ctx)
+	if r == nil {
+		return nil, rootOnly("reading", err)
+	}
+	r.Source.Endpoints = a.cluster.endpoints
+	if left := a.sample - time.Since(begin); left > 0 && a.revisions == 0 && ctx.Err() == nil {
+		wait.For(ctx, left)
+	}
+	health := before
+	if after, e := monitor.Check(context.WithoutCancel(ctx)); e == nil {
+		health = after
+		if seconds := after.At.Sub(begin).Seconds(); a.revisions == 0 && a.sample > 0 {
+			a.assume.Measured = seconds
+			a.assume.RevisionsPerSecond = float64(max(newest(after)-newest(before), 0)) / seconds
+		}
+	}
+	describe(r, health)
+	if leases, e := cli.Leases(ctx); e == nil { // a user may not be allowed to
+		r.Leases.Granted = len(leases.Leases)
+	}
+	return r, rootOnly("reading", err)
+}
+
+// newest is the newest revision that a member has.
+func newest(h budget.Health) (revision int64) {
+	for _, m := range h.Members {
+		revision = max(revision, m.Revision)
+	}
+	return revision
+}
+
+// describe fills in what the members have said.
+func describe(r *audit.Report, h budget.Health) {
+	for _, m := range h.Members {
+		r.Members = append(r.Members, audit.Member{
+			ID: m.ID.String(), Name: m.Name, Role: string(m.Role), Version: m.Version, DbSize: m.DbSize, InUse: m.DbSizeInUse,
+			Bloat: m.Bloat, Quota: m.Quota, QuotaUse: m.QuotaUse, Lag: m.Lag, Alarms: m.Alarms, Error: m.Error,
+		})
+		if b := &r.Backend; m.DbSize > b.Size {
+			*b = audit.Backend{Size: m.DbSize, InUse: m.DbSizeInUse, Bloat: m.Bloat, Quota: m.Quota, QuotaAssumed: m.QuotaAssumed}
+			r.Source.Version = m.Version
+		}
+	}
+}
+
+// unreachable is the error of a cluster that does not answer.
+func (a *auditing) unreachable(ctx context.Context, err error) error {
+	var usage usageError
+	if errors.As(err, &usage) || ctx.Err() != nil {
+		return err
+	}
+	return exitError{err, exitUnreachable}
+}
+
+func (a *auditing) write(r *audit.Report, w io.Writer) error {
+	switch a.output {
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
+	case "html":
+		return r.HTML(w)
+	}
+	return r.Text(w)
+}
+
+func (a *auditing) writeHTML(r *audit.Report) error {
+	f, err := os.Create(a.html)
+	if err != nil {
+		return fmt.Errorf("--html: %w", err)
+	}
+	return errors.Join(r.HTML(f), f.Close())
+}
+
+// verdict is how the command ends: an error, with its exit code, or nil.
+func (a *auditing) verdict(ctx context.Context, r *audit.Report, err error) error {
+	fatal, unknown := r.Broken(a.critical)
+	warned, unknownToo := r.Broken(a.warnOf)
+	unknown = append(unknown, unknownToo...)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case len(fatal) > 0:
+		return exitError{errors.New(strings.Join(fatal, "; ")), exitCritical}
+	case err != nil:
+		return err
+	case r.Partial:
+		return errors.New("the audit is partial: see its notes")
+	case len(unknown) > 0:
+		return fmt.Errorf("%s: this is not known here: give --revisions-per-second for time-to-quota, audit a file (--db) for history", strings.Join(unknown, ", "))
+	case len(warned) > 0:
+		return exitError{errors.New(strings.Join(warned, "; ")), exitWarning}
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package audit
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Condition is a bound that a report can break, as "max-value>512KiB".
+type Condition struct {
+	text  string
+	name  string
+	below bool
+	bound float64
+	level Level // for a condition that is a level
+}
+
+// figure is what a condition can be about. Where it is not known it is not there, and a
+// condition about it cannot be judged.
+type figure struct {
+	unit string
+	of   func(r *Report) (v float64, known bool)
+}
+
+func always(f func(r *Report) float64) func(r *Report) (float64, bool) {
+	return func(r *Report) (float64, bool) { return f(r), true }
+}
+
+var figures = map[string]figure{
+	"max-value":     {"bytes", always(func(r *Report) float64 { return float64(r.Values.Max) })},
+	"p99-value":     {"bytes", always(func(r *Report) float64 { return float64(r.Values.P99) })},
+	"keys":          {"", always(func(r *Report) float64 { return float64(r.Totals.Keys) })},
+	"live":          {"bytes", always(func(r *Report) float64 { return float64(r.Totals.LiveBytes) })},
+	"db":            {"bytes", always(func(r *Report) float64 { return float64(r.Backend.Size) })},
+	"bloat":         {"", always(func(r *Report) float64 { return r.Backend.Bloat })},
+	"quota-use":     {"", always(func(r *Report) float64 { return r.Backend.QuotaUse })},
+	"leases":        {"", always(func(r *Report) float64 { return float64(max(r.Leases.WithKeys, r.Leases.Granted)) })},
+	"staging":       {"", always(func(r *Report) float64 { return float64(len(r.Staging)) })},
+	"history":       {"bytes", func(r *Report) (float64, bool) { return float64(r.Totals.HistoryBytes), r.Source.Kind == "db" }},
+	"max-revisions": {"", func(r *Report) (float64, bool) { return mostRevisions(r), true }},
+	"alarms": {"", always(func(r *Report) float64 {
+		n := 0
+		for _, m := range r.Members {
+			n += len(m.Alarms)
+		}
+		return float64(n)
+	})},
+	"time-to-quota": {"time", func(r *Report) (float64, bool) {
+		switch {
+		case r.Growth == nil:
+			return 0, false
+		case r.Growth.SecondsToQuota == nil:
+			return math.Inf(1), true
+		}
+		return *r.Growth.SecondsToQuota, true
+	}},
+}
+
+func mostRevisions(r *Report) float64 {
+	if len(r.ByChurn) == 0 {
+		return min(float64(r.Totals.Keys), 1)
+	}
+	n := float64(r.ByChurn[0].Revisions)
+	if r.Source.Kind == "db" {
+		n++ // and the one that is live
+	}
+	return n
+}
+
+// FigureNames are what conditions can be about.
+func FigureNames() string {
+	var names []string
+	for name := range figures {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// ParseConditions reads conditions that are separated by commas. The words warning and
+// critical are conditions too, which a verdict breaks that is as bad or worse.
+func ParseConditions(s string) (all []Condition, err error) {
+	if strings.TrimSpace(s) == "" {
+		return nil, nil
+	}
+	for text := range strings.SplitSeq(s, ",") {
+		text = strings.TrimSpace(text)
+		if text == string(Warning) || text == string(Critical) {
+			all = append(all, Condition{text: text, level: Level(text)})
+			continue
+		}
+		at := strings.IndexAny(text, "<>")
+		if at < 0 {
+			return nil, fmt.Errorf("%q is no condition: write a name, < or >, and a value, as in max-value>512KiB, or the word warning or critical; names are %s", text, FigureNames())
+		}
+		c := Condition{text: text, name: strings.TrimSpace(text[:at]), below: text[at] == '<'}
+		f, ok := figures[c.name]
+		if !ok {
+			return nil, fmt.Errorf("%q: there is no figure %q: choose of %s", text, c.name, FigureNames())
+		}
+		value := strings.TrimSpace(text[at+1:])
+		switch f.unit {
+		case "bytes":
+			n, err := ParseBytes(value)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", text, err)
+			}
+			c.bound = float64(n)
+		case "time":
+			d, err := time.ParseDuration(value)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w: write a time as in 24h", text, err)
+			}
+			c.bound = d.Seconds()
+		default:
+			if c.bound, err = strconv.ParseFloat(value, 64); err != nil || math.IsNaN(c.bound) {
+				return nil, fmt.Errorf("%q: %q is no number", text, value)
+			}
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// ParseBytes reads a size: a number, and B, KB, MB, GB (powers of 1000), KiB, MiB or GiB.
+func ParseBytes(s string) (uint64, error) {
+	number := strings.TrimRight(s, "BKMGi")
+	unit := map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[s[len(number):]]
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || unit == 0 || !(n >= 0 && n*unit < 1<<63) {
+		return 0, fmt.Errorf("%q is no size: write it as in 512KiB or 1.5MB", s)
+	}
+	return uint64(n * unit), nil
+}
+
+// Broken returns what is to be said of each condition that r breaks, and of those that
+// cannot be judged, since the report does not have the figure.
+func (r *Report) Broken(conditions []Condition) (broken, unknown []string) {
+	for _, c := range conditions {
+		if c.level != "" {
+			if r.Verdict.rank() >= c.level.rank() {
+				broken = append(broken, fmt.Sprintf("%s: the verdict is %s", c.text, r.Verdict))
+			}
+			continue
+		}
+		f := figures[c.name]
+		v, known := f.of(r)
+		switch {
+		case !known:
+			unknown = append(unknown, c.text)
+		case c.below && v < c.bound, !c.below && v > c.bound:
+			broken = append(broken, fmt.Sprintf("%s: it is %s", c.text, f.text(v)))
+		}
+	}
+	return broken, unknown
+}
+
+func (f figure) text(v float64) string {
+	switch f.unit {
+	case "bytes":
+		return bytesText(uint64(v))
+	case "time":
+		return durationText(v)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
+}
