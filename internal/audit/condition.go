@@ -165,5 +165,5 @@ func (f figure) text(v float64) string {
 	case "time":
 		return durationText(v)
 	}
-	return strconv.FormatFloat(v, 'g', 4, 64)
+	return strconv.FormatFloat(v, 'g', 6, 64)
 }

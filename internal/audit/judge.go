@@ -20,20 +20,20 @@ const defaultQuota = 2 << 30 // of etcd
 
 // Bounds of findings.
 const (
-	bloatWarning     = 1.5
-	bloatCritical    = 3
-	freeWorthwhile   = 64 << 20 // what is less is no matter, however bloated
-	quotaWarning     = .8
-	quotaCritical    = .95
-	dayOfSeconds     = 86400
-	largeValue       = 512 << 10
-	largestRequest   = 1536 << 10 // --max-request-bytes of etcd
-	historyShare     = .5
-	historyMin       = 32 << 20
-	churnPerKey      = 100
-	churnRevisions   = 10_000
-	idleLeaseKeys    = 1.5
-	idleLeases       = 10_000
+	bloatWarning   = 1.5
+	bloatCritical  = 3
+	freeWorthwhile = 64 << 20 // what is less is no matter, however bloated
+	quotaWarning   = .8
+	quotaCritical  = .95
+	dayOfSeconds   = 86400
+	largeValue     = 512 << 10
+	largestRequest = 1536 << 10 // --max-request-bytes of etcd
+	historyShare   = .5
+	historyMin     = 32 << 20
+	churnPerKey    = 100
+	churnRevisions = 10_000
+	idleLeaseKeys  = 1.5
+	idleLeases     = 10_000
 )
 
 // Judge fills in what follows from the rest of r: quota and growth, findings, the verdict.

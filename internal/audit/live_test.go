@@ -1,0 +1,166 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/servers"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+
+// fill puts keys of many lengths and shapes, with gaps between them, and returns how many.
+func fill(t *testing.T, cli *clientv3.Client) (keys, values uint64) {
+	put := func(key string, n int) {
+		_, err := cli.Put(t.Context(), key, strings.Repeat("v", n))
+		require.NoError(t, err)
+		keys++
+		values += uint64(n)
+	}
+	for i := range 700 {
+		put(fmt.Sprintf("/a/object-%d", i*i), 100)
+	}
+	for i := range 40 {
+		put(fmt.Sprintf("/b/%c", 'A'+i), 10)
+		put(fmt.Sprintf("/large/%02d", i), 200_000)
+	}
+	put("\x01", 1)
+	put("\x01\x00", 1)
+	put("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 3)
+	put("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 3)
+	put(strings.Repeat("z", 300), 0)
+	return keys, values
+}
+
+// counting counts requests, and does something before each.
+type counting struct {
+	clientv3.KV
+	gets, streams int
+	before        func(gets int)
+}
+
+func (c *counting) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if c.gets++; c.before != nil {
+		c.before(c.gets)
+	}
+	return c.KV.Get(ctx, key, opts...)
+}
+
+func (c *counting) GetStream(ctx context.Context, key string, opts ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
+	c.streams++
+	return c.KV.GetStream(ctx, key, opts...)
+}
+
+// TestLive reads every version of etcd, the old ones in pages, and then the same from a
+// server's own file.
+func TestLive(t *testing.T) {
+	for _, version := range servers.Versions {
+		t.Run(version, func(t *testing.T) {
+			s := servers.Start(t, version, servers.Config{})
+			cli := s.Client(t)
+			keys, values := fill(t, cli)
+			var r *Report
+			for _, pages := range []bool{false, true} {
+				kv := &counting{KV: cli.KV}
+				l := Live{KV: kv, Config: Config{Space: testSpace(t)}, Pages: pages, PageBytes: 1 << 20}
+				var err error
+				r, err = l.Audit(t.Context())
+				require.NoError(t, err)
+				require.False(t, r.Partial)
+				require.Equal(t, keys, r.Totals.Keys)
+				require.Equal(t, values, r.Totals.ValueBytes)
+				require.Equal(t, uint64(200_000), r.Values.Max)
+				require.Equal(t, Key("/large/"), r.Prefixes[0].Prefix)
+				if pages || version != "3.7" {
+					require.Less(t, kv.gets, 90)
+				} else {
+					require.Equal(t, 1, kv.gets)
+				}
+			}
+			path := t.TempDir() + "/db"
+			snapshot, err := cli.Snapshot(t.Context())
+			require.NoError(t, err)
+			f, err := os.Create(path)
+			require.NoError(t, err)
+			_, err = f.ReadFrom(snapshot)
+			require.NoError(t, err)
+			require.NoError(t, f.Close())
+			status, err := cli.Status(t.Context(), s.Endpoint)
+			require.NoError(t, err)
+			offline, err := open(t, path).Audit(t.Context(), Config{Space: testSpace(t)}, nil)
+			require.NoError(t, err)
+			require.Equal(t, r.Totals, offline.Totals)
+			require.Equal(t, r.Values, offline.Values)
+			require.Equal(t, r.Source.Revision, offline.Source.Revision)
+			require.Len(t, offline.Members, 1)
+			require.Equal(t, "m0", offline.Members[0].Name)
+			require.True(t, strings.HasPrefix(offline.Source.Version, version), offline.Source.Version)
+			// The member still counts what its last transactions have freed.
+			require.InEpsilon(t, float64(status.DbSizeInUse), float64(offline.Backend.InUse), .1)
+		})
+	}
+}
+
+// TestLiveGoesOnAfterACompaction at a later revision, behind what it has read.
+func TestLiveGoesOnAfterACompaction(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	for i := range 300 {
+		_, err := cli.Put(t.Context(), fmt.Sprintf("/k/%03d", i), "v")
+		require.NoError(t, err)
+	}
+	kv := &counting{KV: cli.KV}
+	kv.before = func(gets int) {
+		if gets != 4 {
+			return
+		}
+		put, err := cli.Put(t.Context(), "/k/299", "new value")
+		require.NoError(t, err)
+		_, err = cli.Compact(t.Context(), put.Header.Revision)
+		require.NoError(t, err)
+	}
+	r, err := (&Live{KV: kv, Config: Config{Space: testSpace(t)}, Pages: true}).Audit(t.Context())
+	require.NoError(t, err)
+	require.False(t, r.Partial)
+	require.Equal(t, uint64(300), r.Totals.Keys)
+	require.Equal(t, uint64(299+9), r.Totals.ValueBytes)
+	require.Equal(t, r.Source.Revision+1, r.Source.RevisionAtEnd)
+	require.Contains(t, r.Notes[0], fmt.Sprintf("revision %d was compacted after", r.Source.Revision))
+}
+
+func TestLiveInterrupted(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	for i := range 300 {
+		_, err := cli.Put(t.Context(), fmt.Sprintf("/k/%03d", i), "v")
+		require.NoError(t, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l := &Live{KV: cli.KV, Config: Config{Space: testSpace(t)}, Pages: true, Progress: func(done, all uint64, _, _ int) {
+		require.Equal(t, uint64(300), all)
+		cancel()
+	}}
+	r, err := l.Audit(ctx)
+	require.NoError(t, err)
+	require.True(t, r.Partial)
+	require.Equal(t, uint64(firstPageKeys), r.Totals.Keys)
+	require.Contains(t, r.Notes[0], `interrupted: 16 of 300 keys were read, those before "/k/015`)
+}
+
+// TestLiveKeepsToItsRate: what it may not read yet it does not read in time.
+func TestLiveKeepsToItsRate(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	for i := range 4 {
+		_, err := cli.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 100_000))
+		require.NoError(t, err)
+	}
+	r, err := (&Live{KV: cli.KV, Config: Config{Space: testSpace(t)}, BytesPerSecond: 1_000_000}).Audit(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, uint64(4), r.Totals.Keys)
+	require.Greater(t, r.Source.Seconds, .29) // 400 kB, of which the burst of 100 kB goes at once
+}
