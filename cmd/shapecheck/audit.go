@@ -284,7 +284,10 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 	if leases, e := cli.Leases(ctx); e == nil { // a user may not be allowed to
 		r.Leases.Granted = len(leases.Leases)
 	}
-	return r, rootOnly("reading", err)
+	if err != nil {
+		err = rootOnly("reading", err)
+	}
+	return r, err
 }
 
 // newest is the newest revision that a member has.

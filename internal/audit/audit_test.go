@@ -13,6 +13,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/kvwrap/kvwrap/internal/audit/audittest"
 	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
@@ -35,16 +36,16 @@ func open(t testing.TB, path string) *DB {
 }
 
 // churned writes a keyspace with puts of many sizes, over and over, and deletes.
-func churned(t testing.TB, seed uint64) *generator {
-	g := generate(t)
+func churned(t testing.TB, seed uint64) *audittest.Generator {
+	g := audittest.New(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	for range 6000 {
-		key := keyName(int(min(random.ExpFloat64()*300, 2000)))
-		if k := g.keys[key]; k != nil && k.live != nil && random.IntN(5) == 0 {
-			g.delete(key)
+		key := audittest.KeyName(int(min(random.ExpFloat64()*300, 2000)))
+		if k := g.Keys[key]; k != nil && k.Live != nil && random.IntN(5) == 0 {
+			g.Delete(key)
 			continue
 		}
-		g.put(key, make([]byte, 1<<random.IntN(13)+random.IntN(50)), int64(random.IntN(4)*100))
+		g.Put(key, make([]byte, 1<<random.IntN(13)+random.IntN(50)), int64(random.IntN(4)*100))
 	}
 	return g
 }
@@ -54,15 +55,15 @@ func TestKnownAnswers(t *testing.T) {
 	for seed, most := range []int{maxKeys, 400, 100, 17} {
 		t.Run(fmt.Sprint(most), func(t *testing.T) {
 			g := churned(t, uint64(seed))
-			path := g.close()
+			path := g.Close()
 			tally := newTally(Config{Space: testSpace(t), Depth: 2, Top: 15}, false)
 			tally.maxKeys = most
 			r, err := open(t, path).audit(t.Context(), tally, nil)
 			require.NoError(t, err)
 			require.Equal(t, most < maxKeys, r.Source.Passes > 1)
 			require.False(t, r.Partial)
-			require.Equal(t, g.revision, r.Source.Revision)
-			require.Equal(t, g.records, r.Source.Records)
+			require.Equal(t, g.Revision, r.Source.Revision)
+			require.Equal(t, g.Records, r.Source.Records)
 
 			var want Totals
 			prefixes := make(map[Key]*Prefix)
@@ -70,41 +71,41 @@ func TestKnownAnswers(t *testing.T) {
 			var lengths []uint64
 			var bySize, byHistory []KeyReport
 			var bytes float64
-			for key, k := range g.keys {
+			for key, k := range g.Keys {
 				name := Key(cutPrefix([]byte(key), '/', 2))
 				p := prefixes[name]
 				if p == nil {
 					p = &Prefix{Prefix: name}
 					prefixes[name] = p
 				}
-				want.HistoryRecords += k.history
-				want.HistoryBytes += k.historyBytes
-				want.Tombstones += k.tombstones
-				p.HistoryBytes += k.historyBytes
-				p.Tombstones += k.tombstones
-				p.Revisions += k.history
-				bytes += float64(k.historyBytes + k.bytes)
-				if k.history > 0 {
-					byHistory = append(byHistory, KeyReport{Key: Key(key), Revisions: k.history, HistoryBytes: k.historyBytes})
+				want.HistoryRecords += k.History
+				want.HistoryBytes += k.HistoryBytes
+				want.Tombstones += k.Tombstones
+				p.HistoryBytes += k.HistoryBytes
+				p.Tombstones += k.Tombstones
+				p.Revisions += k.History
+				bytes += float64(k.HistoryBytes + k.Bytes)
+				if k.History > 0 {
+					byHistory = append(byHistory, KeyReport{Key: Key(key), Revisions: k.History, HistoryBytes: k.HistoryBytes})
 				}
-				if k.live == nil {
+				if k.Live == nil {
 					want.Deleted++
 					continue
 				}
-				length := uint64(len(k.live.Value))
+				length := uint64(len(k.Live.Value))
 				want.Keys++
 				want.LiveRecords++
 				want.KeyBytes += uint64(len(key))
 				want.ValueBytes += length
-				want.LiveBytes += k.bytes
+				want.LiveBytes += k.Bytes
 				p.Keys++
 				p.Revisions++
-				p.LiveBytes += k.bytes
+				p.LiveBytes += k.Bytes
 				p.Max = max(p.Max, length)
 				lengths = append(lengths, length)
 				bySize = append(bySize, KeyReport{Key: Key(key), ValueBytes: length})
-				if k.live.Lease != 0 {
-					leases[k.live.Lease]++
+				if k.Live.Lease != 0 {
+					leases[k.Live.Lease]++
 					p.Leased++
 				}
 			}
@@ -145,11 +146,11 @@ func TestKnownAnswers(t *testing.T) {
 			require.Equal(t, weights(byHistory, revisions), weights(r.ByChurn, revisions))
 			require.Equal(t, weights(byHistory, history), weights(r.ByHistory, history))
 			for _, k := range r.BySize {
-				require.Len(t, g.keys[string(k.Key)].live.Value, int(k.ValueBytes))
+				require.Len(t, g.Keys[string(k.Key)].Live.Value, int(k.ValueBytes))
 			}
 			for _, k := range slices.Concat(r.ByChurn, r.ByHistory) {
-				require.Equal(t, g.keys[string(k.Key)].history, k.Revisions, k.Key)
-				require.Equal(t, g.keys[string(k.Key)].historyBytes, k.HistoryBytes, k.Key)
+				require.Equal(t, g.Keys[string(k.Key)].History, k.Revisions, k.Key)
+				require.Equal(t, g.Keys[string(k.Key)].HistoryBytes, k.HistoryBytes, k.Key)
 			}
 		})
 	}
@@ -157,7 +158,7 @@ func TestKnownAnswers(t *testing.T) {
 
 // TestTheFileStaysAsItIs is about tools that modify what they read.
 func TestTheFileStaysAsItIs(t *testing.T) {
-	path := churned(t, 9).close()
+	path := churned(t, 9).Close()
 	require.NoError(t, os.Chmod(path, 0o400))
 	before, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -177,7 +178,7 @@ func TestTheFileStaysAsItIs(t *testing.T) {
 
 func TestOpenDBRefuses(t *testing.T) {
 	dir := t.TempDir()
-	whole, err := os.ReadFile(churned(t, 3).close())
+	whole, err := os.ReadFile(churned(t, 3).Close())
 	require.NoError(t, err)
 	file := func(name string, content []byte) string {
 		path := filepath.Join(dir, name)
@@ -208,7 +209,7 @@ func TestOpenDBRefuses(t *testing.T) {
 
 // TestAFileThatIsDamaged has pages that are no pages: the error says so, whatever is in them.
 func TestAFileThatIsDamaged(t *testing.T) {
-	whole, err := os.ReadFile(churned(t, 4).close())
+	whole, err := os.ReadFile(churned(t, 4).Close())
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "db")
 	refused := 0
@@ -237,7 +238,7 @@ func TestAFileThatIsDamaged(t *testing.T) {
 
 // TestAFileThatGetsShorter is cut while it is read.
 func TestAFileThatGetsShorter(t *testing.T) {
-	path := churned(t, 5).close()
+	path := churned(t, 5).Close()
 	d := open(t, path)
 	require.NoError(t, os.Truncate(path, 16384))
 	_, err := d.Audit(t.Context(), Config{Space: testSpace(t)}, nil)
@@ -246,13 +247,13 @@ func TestAFileThatGetsShorter(t *testing.T) {
 }
 
 func TestInterruptedIsPartial(t *testing.T) {
-	g := generate(t)
+	g := audittest.New(t)
 	for i := range 3 * checkEvery {
-		g.put(keyName(i), []byte("v"), 0)
+		g.Put(audittest.KeyName(i), []byte("v"), 0)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r, err := open(t, g.close()).Audit(ctx, Config{Space: testSpace(t)}, func(done, _ uint64, pass, passes int) {
+	r, err := open(t, g.Close()).Audit(ctx, Config{Space: testSpace(t)}, func(done, _ uint64, pass, passes int) {
 		require.Equal(t, uint64(checkEvery), done)
 		require.Equal(t, [2]int{1, 1}, [2]int{pass, passes})
 		cancel()
@@ -265,7 +266,7 @@ func TestInterruptedIsPartial(t *testing.T) {
 
 // TestChunkedKeys are shown as their logical values, whatever order they were written in.
 func TestChunkedKeys(t *testing.T) {
-	g := generate(t)
+	g := audittest.New(t)
 	space := testSpace(t)
 	var stored uint64
 	store := func(key string, n int) {
@@ -275,21 +276,21 @@ func TestChunkedKeys(t *testing.T) {
 		manifest, _ := d.Build(nil, 64<<10)
 		for _, c := range d.Chunks {
 			name := string(space.ChunkKey([]byte(key), c.ID))
-			g.put(name, c.Stored, 0)
-			stored += g.keys[name].bytes
+			g.Put(name, c.Stored, 0)
+			stored += g.Keys[name].Bytes
 		}
-		g.put(key, manifest, 0)
-		stored += g.keys[key].bytes
+		g.Put(key, manifest, 0)
+		stored += g.Keys[key].Bytes
 	}
 	store("/a/large", 500_000)
 	store("/a/larger", 700_000)
-	g.put("/a/small", []byte("v"), 0)
-	g.put("/b/raw", format.Literal([]byte("\xffkvw raw")), 0)
+	g.Put("/a/small", []byte("v"), 0)
+	g.Put("/b/raw", format.Literal([]byte("\xffkvw raw")), 0)
 	anchor := space.ChunkKey([]byte("/b/staged"), format.ID{Token: format.NewToken()})
-	g.put(string(anchor), []byte(`{"host":"h1","pid":42,"version":"v1"}`), 0xabc)
-	g.put(string(space.Own("lock")), []byte("x"), 0)
+	g.Put(string(anchor), []byte(`{"host":"h1","pid":42,"version":"v1"}`), 0xabc)
+	g.Put(string(space.Own("lock")), []byte("x"), 0)
 
-	r, err := open(t, g.close()).Audit(t.Context(), Config{Space: space}, nil)
+	r, err := open(t, g.Close()).Audit(t.Context(), Config{Space: space}, nil)
 	require.NoError(t, err)
 	require.Equal(t, uint64(5), r.Totals.Keys) // the lock is a key, too
 	require.Equal(t, uint64(1_200_000+1+len("\xffkvw raw")+1), r.Totals.ValueBytes)
@@ -387,7 +388,7 @@ func FuzzRecord(f *testing.F) {
 }
 
 func TestJSONComesBack(t *testing.T) {
-	r, err := open(t, churned(t, 6).close()).Audit(t.Context(), Config{Space: testSpace(t)}, nil)
+	r, err := open(t, churned(t, 6).Close()).Audit(t.Context(), Config{Space: testSpace(t)}, nil)
 	require.NoError(t, err)
 	r.BySize[0].Key = "\x00\xff\"\\é"
 	b, err := json.Marshal(r)

@@ -1,28 +1,32 @@
 package audit
 
 import (
+	"context"
 	"testing"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/audit/audittest"
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
 )
 
 // ordinary is about 195,000 keys of 1 KiB, 48 of 1 MiB, and 305,000 revisions: 450 MB.
 func ordinary(b testing.TB) string {
-	g := generate(b)
+	g := audittest.New(b)
 	small, large := make([]byte, 1<<10), make([]byte, 1<<20)
 	for i := range 195_000 {
-		g.put(keyName(i), small, 0)
+		g.Put(audittest.KeyName(i), small, 0)
 	}
 	for i := range 110_000 {
-		g.put(keyName(i*7%195_000), small, 0)
+		g.Put(audittest.KeyName(i*7%195_000), small, 0)
 	}
 	for i := range 48 {
-		g.put(keyName(i*4001), large, 0)
+		g.Put(audittest.KeyName(i*4001), large, 0)
 	}
-	return g.close()
+	return g.Close()
 }
 
 // BenchmarkDB is an audit of a file, which is in the page cache, beside etcdutl's check of a
@@ -53,4 +57,58 @@ func BenchmarkDB(b *testing.B) {
 	b.ReportMetric(float64(records)*float64(b.N)/ours.Seconds(), "revisions/s")
 	b.ReportMetric(float64(records)*float64(b.N)/status.Seconds(), "etcdutl-revisions/s")
 	b.ReportMetric(status.Seconds()/ours.Seconds(), "times-etcdutl")
+}
+
+// BenchmarkLive is an audit of a cluster beside a GetStream of everything that throws it
+// away, in turns.
+func BenchmarkLive(b *testing.B) {
+	cli := etcdtest.Start(b, 1, nil).Client(b)
+	puts := make([]clientv3.Op, 0, 100)
+	put := func(key string, value []byte) {
+		puts = append(puts, clientv3.OpPut(key, string(value)))
+		if len(puts) == cap(puts) || len(value) > 1<<16 {
+			_, err := cli.Txn(b.Context()).Then(puts...).Commit()
+			require.NoError(b, err)
+			puts = puts[:0]
+		}
+	}
+	small, large := make([]byte, 1<<10), make([]byte, 1<<20)
+	for i := range 195_000 {
+		put(audittest.KeyName(i), small)
+	}
+	for i := range 48 {
+		put(audittest.KeyName(i*4001), large)
+	}
+	_, err := cli.Txn(b.Context()).Then(puts...).Commit()
+	require.NoError(b, err)
+	bare := func(ctx context.Context) {
+		stream, err := cli.GetStream(ctx, "\x00", clientv3.WithFromKey())
+		require.NoError(b, err)
+		for resp := range stream {
+			require.NoError(b, resp.Err())
+		}
+	}
+	l := Live{KV: cli.KV, Config: Config{Space: testSpace(b)}}
+	pages := l
+	pages.Pages = true
+	bare(b.Context())
+	var ours, paged, theirs time.Duration
+	for b.Loop() {
+		for _, l := range []struct {
+			live *Live
+			took *time.Duration
+		}{{&l, &ours}, {&pages, &paged}} {
+			at := time.Now()
+			r, err := l.live.Audit(b.Context())
+			require.NoError(b, err)
+			require.Equal(b, uint64(195_000), r.Totals.Keys)
+			*l.took += time.Since(at)
+		}
+		at := time.Now()
+		bare(b.Context())
+		theirs += time.Since(at)
+	}
+	b.ReportMetric(195_000*float64(b.N)/ours.Seconds(), "keys/s")
+	b.ReportMetric(ours.Seconds()/theirs.Seconds(), "of-GetStream")
+	b.ReportMetric(paged.Seconds()/theirs.Seconds(), "pages-of-GetStream")
 }

@@ -247,7 +247,11 @@ func (r *Report) Text(w io.Writer) error {
 		}
 		return bytesText(k.ValueBytes)
 	})
-	keys("Most revisions", "old revisions", r.ByChurn, func(k KeyReport) string { return count(k.Revisions) })
+	churn := "old revisions"
+	if r.Source.Kind == "live" {
+		churn = "version"
+	}
+	keys("Most revisions", churn, r.ByChurn, func(k KeyReport) string { return count(k.Revisions) })
 	keys("Most history", "history", r.ByHistory, func(k KeyReport) string {
 		return fmt.Sprintf("%s in %s revisions", bytesText(k.HistoryBytes), count(k.Revisions))
 	})

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kvwrap/kvwrap/internal/audit"
+	"github.com/kvwrap/kvwrap/internal/audit/audittest"
+	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.uber.org/zap"
+)
+
+// auditFile is a small file whose report is known.
+func auditFile(t testing.TB, later bool) string {
+	g := audittest.New(t)
+	for i := range 9 {
+		g.Put(fmt.Sprint("/a/key", i), []byte("v"), 0)
+	}
+	g.Put("/a/key0", make([]byte, 1000), 0)
+	g.Put("/a/key0", []byte("v"), 0)
+	g.Put("/b/big", make([]byte, 1024), 0)
+	g.Delete("/a/key8")
+	g.Put("\x00k\xff", []byte("v"), 7)
+	if later {
+		g.Put("/c/new", []byte("v"), 0)
+	}
+	return g.Close()
+}
+
+// auditEnvironment is what testdata/audit.txtar names.
+func auditEnvironment(t *testing.T) map[string]string {
+	db := auditFile(t, false)
+	whole, err := os.ReadFile(db)
+	require.NoError(t, err)
+	cut := filepath.Join(t.TempDir(), "cut.db")
+	require.NoError(t, os.WriteFile(cut, whole[:len(whole)-4096], 0o600))
+	cluster := etcdtest.Start(t, 1, nil)
+	_, err = cluster.Client(t).Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	server := httptest.NewTLSServer(nil)
+	t.Cleanup(server.Close)
+	server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+	ca := t.TempDir()
+	_, err = transport.SelfCert(zap.NewNop(), ca, []string{"127.0.0.1"}, 1)
+	require.NoError(t, err)
+	return map[string]string{
+		"DB": db, "LATER_DB": auditFile(t, true), "CUT_DB": cut, "LIVE_ENDPOINTS": cluster.Endpoints()[0],
+		"TLS_ENDPOINT": server.URL, "CA": filepath.Join(ca, "cert.pem"),
+	}
+}
+
+func TestAuditExitCodes(t *testing.T) {
+	db := auditFile(t, false)
+	for _, c := range []struct {
+		code int
+		args []string
+	}{
+		{exitOK, nil},
+		{exitOK, []string{"--fail-on", "keys>10,keys<10,history>10KB", "--warn-on", "critical"}},
+		{exitWarning, []string{"--warn-on", "keys<11"}},
+		{exitCritical, []string{"--fail-on", "keys>9", "--warn-on", "keys>9"}},
+		{exitCritical, []string{"--fail-on", "time-to-quota<24h", "--revisions-per-second", "1e6"}},
+		{exitFailed, []string{"--warn-on", "time-to-quota<24h"}},
+		{exitUsage, []string{"--fail-on", "keys"}},
+	} {
+		code, _, stderr := shapecheck(t, append([]string{"audit", "--db", db}, c.args...)...)
+		require.Equal(t, c.code, code, "%q: %s", c.args, stderr)
+	}
+	code, _, _ := shapecheck(t, "audit", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms", "--fail-on", "keys>9")
+	require.Equal(t, exitUnreachable, code)
+}
+
+// TestAuditPartial is interrupted, and prints what is known.
+func TestAuditPartial(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	g := audittest.New(t)
+	for i := range 40_000 {
+		g.Put(audittest.KeyName(i), []byte("v"), 0)
+	}
+	db := g.Close()
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, []string{"audit", "--db", db, "-w", "json", "--fail-on", "keys>1000000"}, strings.NewReader(""), &stdout, &stderr)
+	require.Equal(t, exitInterrupted, code, stderr.String())
+	var r audit.Report
+	require.NoError(t, json.Unmarshal(stdout.Bytes(), &r), stdout.String())
+	require.True(t, r.Partial)
+	require.Less(t, r.Totals.Keys, uint64(40_000))
+	require.NotZero(t, r.Totals.Keys)
+}
+
+// TestAuditHelp lists what scripts rely on.
+func TestAuditHelp(t *testing.T) {
+	code, stdout, _ := shapecheck(t, "audit", "--help")
+	require.Equal(t, exitOK, code)
+	for _, says := range []string{"\n  20   a condition of --fail-on is met\n", "time-to-quota", "ETCDCTL_ENDPOINTS"} {
+		require.Contains(t, stdout, says)
+	}
+}
+
+// BenchmarkAuditMemory is the anonymous memory of the command, at its most, for five million
+// keys.
+func BenchmarkAuditMemory(b *testing.B) {
+	g := audittest.New(b)
+	g.Forget = true
+	for i := range 5_000_000 {
+		g.Put(audittest.KeyName(i), []byte("0123456789"), 0)
+	}
+	db := g.Close()
+	self, err := os.Executable()
+	require.NoError(b, err)
+	var most int
+	for b.Loop() {
+		cmd := exec.Command(self)
+		cmd.Args = []string{"shapecheck", "audit", "--db", db, "-w", "json"}
+		var stdout bytes.Buffer
+		cmd.Stdout = &stdout
+		require.NoError(b, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		for running := true; running; {
+			select {
+			case err := <-ended:
+				require.NoError(b, err)
+				running = false
+			default:
+				status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+				if _, after, ok := strings.Cut(string(status), "RssAnon:"); ok {
+					var n int
+					fmt.Sscan(after, &n)
+					most = max(most, n)
+				}
+			}
+		}
+		var r audit.Report
+		require.NoError(b, json.Unmarshal(stdout.Bytes(), &r))
+		require.Equal(b, uint64(5_000_000), r.Totals.Keys)
+	}
+	require.NotZero(b, most)
+	require.Less(b, most, 100<<10)
+	b.ReportMetric(float64(most)/1024, "MiB-anonymous")
+}
