@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ const (
 // auditing is an audit: of a file or of a cluster.
 type auditing struct {
 	db, output, html string
-	compare          string
+	compare, dataDir string
 	separator        string
 	depth, top       int
 	rate, quota      string
@@ -89,6 +90,7 @@ Exit codes:
 	f.StringVarP(&a.output, "write-out", "w", "table", "table, json or html")
 	f.StringVar(&a.html, "html", "", "also write the report as a page of HTML to this file")
 	f.StringVar(&a.compare, "compare", "", "say what has changed since this earlier audit, written with -w json")
+	f.StringVar(&a.dataDir, "data-dir", "", "also read the write-ahead log in this data directory of a member; without --db and --endpoints its database, too, of a member that does not run")
 	f.IntVar(&a.depth, "depth", 2, "components of the prefixes")
 	f.StringVar(&a.separator, "separator", "/", "what separates the components of keys, one byte")
 	f.IntVar(&a.top, "top", 20, "how many keys are listed")
@@ -140,6 +142,9 @@ func (a *auditing) check() (err error) {
 		return usagef("--db %s and --endpoints: give one of them", a.db)
 	case a.db != "" && a.rate != "":
 		return usagef("--rate %s is for a live cluster: leave it away with --db", a.rate)
+	}
+	if a.dataDir != "" && a.db == "" && !a.cluster.flags.Changed("endpoints") {
+		a.db = filepath.Join(a.dataDir, "member", "snap", "db")
 	}
 	a.config = audit.Config{Separator: a.separator[0], Depth: a.depth, Top: a.top}
 	if a.config.Space, err = a.space.keyspace(); err != nil {
@@ -207,6 +212,13 @@ func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
 	p.end()
 	if r == nil {
 		return err
+	}
+	if a.dataDir != "" && ctx.Err() == nil {
+		log, e := audit.ReadWAL(ctx, filepath.Join(a.dataDir, "member", "wal"), a.config)
+		if e != nil {
+			return e
+		}
+		r.SetRaftLog(log)
 	}
 	r.Judge(a.assume)
 	if a.before != nil {

@@ -53,7 +53,12 @@ func auditEnvironment(t *testing.T) map[string]string {
 	ca := t.TempDir()
 	_, err = transport.SelfCert(zap.NewNop(), ca, []string{"127.0.0.1"}, 1)
 	require.NoError(t, err)
+	member := etcdtest.Start(t, 1, nil)
+	_, err = member.Client(t).Put(t.Context(), "/w/a/l", "v")
+	require.NoError(t, err)
+	require.NotEmpty(t, member.EntryBytes(t)) // which stops it
 	return map[string]string{
+		"DATA_DIR": member.Members[0].Config().Dir, "RUNNING_DIR": cluster.Members[0].Config().Dir,
 		"DB": db, "LATER_DB": auditFile(t, true), "CUT_DB": cut, "LIVE_ENDPOINTS": cluster.Endpoints()[0],
 		"TLS_ENDPOINT": server.URL, "CA": filepath.Join(ca, "cert.pem"),
 	}

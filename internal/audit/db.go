@@ -14,6 +14,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -53,7 +54,7 @@ func OpenDB(path string) (d *DB, err error) {
 		return err
 	})
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use, by a member that runs: take a snapshot of it (etcdctl snapshot save FILE) and audit that, or audit the cluster (--endpoints)", path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w: run this as the user of etcd, or copy the file", err)

@@ -43,6 +43,8 @@ type Report struct {
 	Chunked   Chunked     `json:"chunked"`
 	Leases    Leases      `json:"leases"`
 	Staging   []Staging   `json:"staging,omitempty"`
+	// RaftLog is what is in a member's write-ahead log, where that was read.
+	RaftLog *RaftLog `json:"raftLog,omitempty"`
 	// Changes are since an earlier report, where there is one.
 	Changes *Changes `json:"changes,omitempty"`
 }

@@ -255,6 +255,29 @@ func (r *Report) Text(w io.Writer) error {
 	keys("Most history", "history", r.ByHistory, func(k KeyReport) string {
 		return fmt.Sprintf("%s in %s revisions", bytesText(k.HistoryBytes), count(k.Revisions))
 	})
+	if l := r.RaftLog; l != nil {
+		say("\nRaft log, from %s in %d files: entries %d to %d, the last snapshot at %d", l.Dir, l.Files, l.FirstIndex, l.LastIndex, l.Snapshot)
+		say("  The newest %s entries have %s (estimate of what is in memory). An entry: p50 %s, p99 %s, at most %s.",
+			count(uint64(l.Retained)), bytesText(l.RetainedBytes), bytesText(l.Entries.P50), bytesText(l.Entries.P99), bytesText(l.Entries.Max))
+		for _, kinds := range []struct {
+			column string
+			list   []EntryKind
+		}{{"request", l.Types}, {"prefix", l.Prefixes}} {
+			table(func(row func(...string)) {
+				row(kinds.column, "entries", "bytes", "share", "max")
+				for i, k := range kinds.list {
+					if i == 10 {
+						break
+					}
+					name := shortKey(k.Name, 40)
+					if name == "" {
+						name = "(no prefix)"
+					}
+					row(name, count(k.Entries), bytesText(k.Bytes), percent(k.Share), bytesText(k.Max))
+				}
+			})
+		}
+	}
 	if len(r.Staging) > 0 {
 		say("\nLarge values being written now")
 		table(func(row func(...string)) {
