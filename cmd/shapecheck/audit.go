@@ -196,8 +196,11 @@ func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(auditMemory))
 	defer debug.SetGCPercent(debug.SetGCPercent(auditGOGC))
 	p := newProgress(stderr)
-	begin := time.Now()
+	begin, current := time.Now(), 1
 	show := func(done, all uint64, pass, passes int) {
+		if pass != current {
+			begin, current = time.Now(), pass
+		}
 		if p.terminal {
 			p.line(progressLine(done, all, pass, passes, time.Since(begin)))
 		}
@@ -235,17 +238,13 @@ func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return a.verdict(ctx, r, err)
 }
 
+// progressLine says how far an audit has come, since when this pass began.
 func progressLine(done, all uint64, pass, passes int, took time.Duration) string {
-	line := fmt.Sprintf("%d records", done)
 	perSecond := float64(done) / max(took.Seconds(), 1e-3)
-	if all > 0 {
-		line = fmt.Sprintf("%d of %d keys, %d a second, %v left", done, all, int(perSecond),
-			time.Duration(float64(all-min(done, all))/max(perSecond, 1)*float64(time.Second)).Round(time.Second))
-	} else if passes == 1 {
-		line += fmt.Sprintf(", %d a second", int(perSecond))
-	}
+	left := time.Duration(float64(all-min(done, all)) / max(perSecond, 1) * float64(time.Second))
+	line := fmt.Sprintf("%d of about %d records, %.0f a second, %v left", done, all, perSecond, left.Round(time.Second))
 	if passes > 1 {
-		line += fmt.Sprintf(", part %d of %d of the keys", pass, passes)
+		line += fmt.Sprintf(" of part %d of %d", pass, passes)
 	}
 	return line
 }

@@ -253,8 +253,8 @@ func TestInterruptedIsPartial(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r, err := open(t, g.Close()).Audit(ctx, Config{Space: testSpace(t)}, func(done, _ uint64, pass, passes int) {
-		require.Equal(t, uint64(checkEvery), done)
+	r, err := open(t, g.Close()).Audit(ctx, Config{Space: testSpace(t)}, func(done, all uint64, pass, passes int) {
+		require.Equal(t, [2]uint64{checkEvery, 3 * checkEvery}, [2]uint64{done, all})
 		require.Equal(t, [2]int{1, 1}, [2]int{pass, passes})
 		cancel()
 	})

@@ -96,8 +96,8 @@ func guarded(path string, f func() error) (err error) {
 	return f()
 }
 
-// Progress is told how far an audit has come: records that were read, of how many, or 0 where
-// that is not known, in this pass of how many. It is called some times a second.
+// Progress is told how far an audit has come: records that were read, of about how many, in
+// this pass of how many. It is called some times a second.
 type Progress func(done, all uint64, pass, passes int)
 
 // checkEvery is how many records are read between two looks at the time and the context.
@@ -154,6 +154,10 @@ func (d *DB) scan(ctx context.Context, tx *bolt.Tx, t *tally, progress Progress)
 	c := tx.Bucket([]byte("key")).Cursor()
 	var r record
 	var done uint64
+	var oldest int64
+	if k, _ := c.First(); len(k) >= 8 {
+		oldest = int64(binary.BigEndian.Uint64(k))
+	}
 	for k, v := c.Last(); k != nil; k, v = c.Prev() {
 		if err := parseRecord(&r, k, v); err != nil {
 			return 0, fmt.Errorf("%s: %w: %v: check it with etcdutl snapshot status", d.path, ErrNotDB, err)
@@ -165,7 +169,9 @@ func (d *DB) scan(ctx context.Context, tx *bolt.Tx, t *tally, progress Progress)
 				return newest, nil
 			}
 			if progress != nil {
-				progress(done, 0, t.pass+1, t.passes)
+				// As if revisions had equally many records everywhere.
+				part := float64(newest-r.revision+1) / float64(newest-oldest+1)
+				progress(done, uint64(float64(done)/part), t.pass+1, t.passes)
 			}
 		}
 	}
