@@ -6,8 +6,8 @@ import "math/bits"
 // than the newest, and their bytes.
 //
 // The goal is an exact answer, for any number of keys, in a bounded amount of memory. A Go
-// map of keys takes 150 bytes and more each, a gigabyte for five million. This takes 16, plus
-// room, and no keys: a 64-bit hash stands for a key, and two of n keys have the same one with
+// map has the keys themselves, too: hundreds of megabytes for five million. This takes 16 bytes
+// a key, plus room, and no keys: a 64-bit hash stands for a key, and two of n keys have the same one with
 // a probability of n*n/2^65, which is less than one in a million for five million keys. Where
 // it happens one of them counts as a revision of the other.
 //

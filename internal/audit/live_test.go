@@ -43,6 +43,7 @@ type counting struct {
 	clientv3.KV
 	gets, streams int
 	before        func(gets int)
+	stream        func(streams int)
 }
 
 func (c *counting) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
@@ -53,7 +54,9 @@ func (c *counting) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 }
 
 func (c *counting) GetStream(ctx context.Context, key string, opts ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
-	c.streams++
+	if c.streams++; c.stream != nil {
+		c.stream(c.streams)
+	}
 	return c.KV.GetStream(ctx, key, opts...)
 }
 
@@ -131,6 +134,53 @@ func TestLiveGoesOnAfterACompaction(t *testing.T) {
 	require.Equal(t, uint64(299+9), r.Totals.ValueBytes)
 	require.Equal(t, r.Source.Revision+1, r.Source.RevisionAtEnd)
 	require.Contains(t, r.Notes[0], fmt.Sprintf("revision %d was compacted after", r.Source.Revision))
+}
+
+// TestAStreamOfACompactedRevision begins again at a later one.
+func TestAStreamOfACompactedRevision(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	for i := range 30 {
+		_, err := cli.Put(t.Context(), fmt.Sprintf("/k/%03d", i), "v")
+		require.NoError(t, err)
+	}
+	kv := &counting{KV: cli.KV}
+	kv.stream = func(streams int) {
+		if streams == 1 {
+			put, err := cli.Put(t.Context(), "/k/000", "new value")
+			require.NoError(t, err)
+			_, err = cli.Compact(t.Context(), put.Header.Revision)
+			require.NoError(t, err)
+		}
+	}
+	r, err := (&Live{KV: kv, Config: Config{Space: testSpace(t)}}).Audit(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 2, kv.streams)
+	require.False(t, r.Partial)
+	require.Equal(t, uint64(30), r.Totals.Keys)
+	require.Equal(t, uint64(29+9), r.Totals.ValueBytes)
+	require.Contains(t, r.Notes[0], "was compacted after 0 keys")
+}
+
+// TestLiveLosesTheCluster: what was read is there, marked, beside the error.
+func TestLiveLosesTheCluster(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, nil)
+	cli := cluster.Client(t)
+	for i := range 300 {
+		_, err := cli.Put(t.Context(), fmt.Sprintf("/k/%03d", i), "v")
+		require.NoError(t, err)
+	}
+	kv := &counting{KV: cli.KV}
+	kv.before = func(gets int) {
+		if gets == 4 {
+			cli.Close()
+		}
+	}
+	r, err := (&Live{KV: kv, Config: Config{Space: testSpace(t)}, Pages: true}).Audit(t.Context())
+	require.Error(t, err)
+	require.True(t, r.Partial)
+	require.Greater(t, r.Totals.Keys, uint64(firstPageKeys))
+	require.Less(t, r.Totals.Keys, uint64(300))
+	require.Contains(t, r.Notes[0], fmt.Sprintf(`%d of 300 keys were read, those before "/k/`, r.Totals.Keys))
 }
 
 func TestLiveInterrupted(t *testing.T) {
