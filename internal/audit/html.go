@@ -138,9 +138,9 @@ func binaryText(n uint64) string {
 func briefCount(n uint64) string {
 	switch {
 	case n >= 10_000_000:
-		return fmt.Sprintf("%dM", n/1_000_000)
+		return fmt.Sprintf("%.0fM", float64(n)/1e6)
 	case n >= 10_000:
-		return fmt.Sprintf("%dk", n/1000)
+		return fmt.Sprintf("%.0fk", float64(n)/1e3)
 	}
 	return fmt.Sprint(n)
 }

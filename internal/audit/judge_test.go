@@ -5,6 +5,9 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +215,37 @@ func TestHTML(t *testing.T) {
 	}
 	require.Zero(t, depth)
 	require.Equal(t, 2*min(len(r.Prefixes), 15)+len(r.sizeColumns().Columns), bars)
+}
+
+// TestHTMLInABrowser opens the page in Chromium, with the policy in it that forbids whatever
+// is not in the page. KVWRAP_CHROMIUM is its path; where it is set, the test is not skipped.
+func TestHTMLInABrowser(t *testing.T) {
+	chromium := os.Getenv("KVWRAP_CHROMIUM")
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil && chromium == "" {
+			chromium = path
+		}
+	}
+	if chromium == "" {
+		t.Skip("there is no chromium: install Debian's package, or set KVWRAP_CHROMIUM to its path")
+	}
+	r, err := open(t, churned(t, 8).Close()).Audit(t.Context(), Config{Space: testSpace(t)}, nil)
+	require.NoError(t, err)
+	r.Judge(Assume{RevisionsPerSecond: 1})
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "report.html"))
+	require.NoError(t, err)
+	require.NoError(t, r.HTML(f))
+	require.NoError(t, f.Close())
+	cmd := exec.CommandContext(t.Context(), chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+		"--user-data-dir="+filepath.Join(dir, "profile"), "--dump-dom", "file://"+f.Name())
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	require.NoError(t, cmd.Run(), stderr.String())
+	require.NotContains(t, stderr.String(), "CONSOLE", stderr.String()) // a script, or something refused
+	require.Contains(t, stdout.String(), "<title>etcd audit: ")
+	require.Equal(t, 2*min(len(r.Prefixes), 15)+len(r.sizeColumns().Columns), strings.Count(stdout.String(), "<rect "))
+	require.Contains(t, stdout.String(), "</html>")
 }
 
 // TestSizeColumns has a place for sizes that do not occur, between those that do.
