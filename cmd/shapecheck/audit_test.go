@@ -106,6 +106,37 @@ func TestAuditPartial(t *testing.T) {
 	require.NotZero(t, r.Totals.Keys)
 }
 
+// TestAuditOfAClusterThatHasLostAMember says so, and reads the others.
+func TestAuditOfAClusterThatHasLostAMember(t *testing.T) {
+	cluster := etcdtest.Start(t, 3, nil)
+	cli := cluster.Client(t)
+	for i := range 5 {
+		_, err := cli.Put(t.Context(), fmt.Sprint("/k/", i), "v")
+		require.NoError(t, err)
+	}
+	lost := cluster.Members[2].Server.MemberID().String()
+	cluster.Members[2].Close()
+	cluster.Members = cluster.Members[:2]
+	endpoints := strings.Join(cluster.Endpoints(), ",")
+	code, stdout, stderr := shapecheck(t, "audit", "--endpoints", endpoints, "--sample", "0s", "--command-timeout", "1s", "--fail-on", "critical", "-w", "json")
+	require.Equal(t, exitCritical, code, stderr)
+	require.Contains(t, stderr, "critical: the verdict is critical")
+	var r audit.Report
+	require.NoError(t, json.Unmarshal([]byte(stdout), &r))
+	require.False(t, r.Partial)
+	require.Equal(t, uint64(5), r.Totals.Keys)
+	require.Len(t, r.Members, 3)
+	silent := 0
+	for _, m := range r.Members {
+		if m.Error != "" {
+			silent++
+			require.Equal(t, lost, m.ID)
+		}
+	}
+	require.Equal(t, 1, silent)
+	require.Contains(t, r.Findings[0].Do, "etcdctl member remove "+lost)
+}
+
 func TestAuditProgress(t *testing.T) {
 	require.Equal(t, "100 of about 400 records, 50 a second, 6s left", progressLine(100, 400, 1, 1, 2*time.Second))
 	require.Equal(t, "400 of about 300 records, 200 a second, 0s left of part 2 of 3", progressLine(400, 300, 2, 3, 2*time.Second))

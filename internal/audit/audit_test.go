@@ -307,6 +307,41 @@ func TestChunkedKeys(t *testing.T) {
 	require.Equal(t, []Staging{{Key: "/b/staged", Host: "h1", PID: 42, Version: "v1", Lease: "abc"}}, r.Staging)
 }
 
+// TestHistoryOfChunks is that of their logical key, and adds none to its revisions, in parts as
+// well.
+func TestHistoryOfChunks(t *testing.T) {
+	g, space := audittest.New(t), testSpace(t)
+	var want uint64
+	for i := range 10 {
+		logical := fmt.Sprint("/a/", i)
+		for index := range uint32(3) {
+			chunk := string(space.ChunkKey([]byte(logical), format.ID{Token: format.NewToken(), Index: index + 1}))
+			g.Put(chunk, make([]byte, 100*(i+1)), 0)
+			g.Delete(chunk)
+			if i == 9 {
+				want += g.Keys[chunk].HistoryBytes
+			}
+		}
+		g.Put(logical, []byte("v"), 0)
+		g.Put(logical, []byte("w"), 0)
+	}
+	want += g.Keys["/a/9"].HistoryBytes
+	path := g.Close()
+	for _, most := range []int{maxKeys, 10} {
+		tally := newTally(Config{Space: space}, false)
+		tally.maxKeys = most
+		r, err := open(t, path).audit(t.Context(), tally, nil)
+		require.NoError(t, err)
+		require.Equal(t, most < maxKeys, r.Source.Passes > 1)
+		require.Equal(t, KeyReport{Key: "/a/9", Revisions: 1, HistoryBytes: want}, r.ByHistory[0])
+		require.Equal(t, uint64(1), r.ByChurn[0].Revisions)
+		require.Len(t, r.Prefixes, 1)
+		require.Equal(t, uint64(20), r.Prefixes[0].Revisions)
+		require.Equal(t, r.Totals.HistoryBytes, r.Prefixes[0].HistoryBytes)
+		require.Zero(t, r.Totals.Deleted)
+	}
+}
+
 func TestCutPrefix(t *testing.T) {
 	for _, c := range []struct {
 		key   string
