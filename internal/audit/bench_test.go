@@ -3,10 +3,10 @@ package audit
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/kvwrap/kvwrap/internal/audit/audittest"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/paired"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
@@ -34,7 +34,7 @@ func ordinary(b testing.TB) string {
 func BenchmarkDB(b *testing.B) {
 	path := ordinary(b)
 	theirs := snapshot.NewV3(zap.NewNop())
-	var ours, status time.Duration
+	var ours, status paired.Durations
 	var records uint64
 	run := func() {
 		d, err := OpenDB(path)
@@ -46,17 +46,15 @@ func BenchmarkDB(b *testing.B) {
 	}
 	run()
 	for b.Loop() {
-		at := time.Now()
-		run()
-		ours += time.Since(at)
-		at = time.Now()
-		_, err := theirs.Status(path)
-		require.NoError(b, err)
-		status += time.Since(at)
+		ours.Time(run)
+		status.Time(func() {
+			_, err := theirs.Status(path)
+			require.NoError(b, err)
+		})
 	}
-	b.ReportMetric(float64(records)*float64(b.N)/ours.Seconds(), "revisions/s")
-	b.ReportMetric(float64(records)*float64(b.N)/status.Seconds(), "etcdutl-revisions/s")
-	b.ReportMetric(status.Seconds()/ours.Seconds(), "times-etcdutl")
+	b.ReportMetric(float64(records)/ours.Median().Seconds(), "revisions/s")
+	b.ReportMetric(float64(records)/status.Median().Seconds(), "etcdutl-revisions/s")
+	b.ReportMetric(status.Median().Seconds()/ours.Median().Seconds(), "times-etcdutl")
 }
 
 // BenchmarkLive is an audit of a cluster beside a GetStream of everything that throws it
@@ -92,23 +90,18 @@ func BenchmarkLive(b *testing.B) {
 	pages := l
 	pages.Pages = true
 	bare(b.Context())
-	var ours, paged, theirs time.Duration
-	for b.Loop() {
-		for _, l := range []struct {
-			live *Live
-			took *time.Duration
-		}{{&l, &ours}, {&pages, &paged}} {
-			at := time.Now()
-			r, err := l.live.Audit(b.Context())
-			require.NoError(b, err)
-			require.Equal(b, uint64(195_000), r.Totals.Keys)
-			*l.took += time.Since(at)
-		}
-		at := time.Now()
-		bare(b.Context())
-		theirs += time.Since(at)
+	var ours, paged, theirs paired.Durations
+	audit := func(l *Live) {
+		r, err := l.Audit(b.Context())
+		require.NoError(b, err)
+		require.Equal(b, uint64(195_000), r.Totals.Keys)
 	}
-	b.ReportMetric(195_000*float64(b.N)/ours.Seconds(), "keys/s")
-	b.ReportMetric(ours.Seconds()/theirs.Seconds(), "of-GetStream")
-	b.ReportMetric(paged.Seconds()/theirs.Seconds(), "pages-of-GetStream")
+	for b.Loop() {
+		ours.Time(func() { audit(&l) })
+		theirs.Time(func() { bare(b.Context()) })
+		paged.Time(func() { audit(&pages) })
+	}
+	b.ReportMetric(195_000/ours.Median().Seconds(), "keys/s")
+	b.ReportMetric(ours.Median().Seconds()/theirs.Median().Seconds(), "of-GetStream")
+	b.ReportMetric(paged.Median().Seconds()/theirs.Median().Seconds(), "pages-of-GetStream")
 }
