@@ -19,13 +19,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes of audit, beside those of all commands.
-const (
-	exitUnreachable = 2
-	exitWarning     = 10
-	exitCritical    = 20
-)
-
 // auditing is an audit: of a file or of a cluster.
 type auditing struct {
 	db, output, html string
@@ -71,8 +64,9 @@ or the words warning and critical, for the verdict. Figures:
 
 Exit codes:
   0    the audit is whole, and no condition is met
-  1    it failed, or is partial, or a condition cannot be judged
-  2    the cluster cannot be reached, or the command line is wrong
+  1    it failed, or is partial, or a condition cannot be judged, or the command line is
+       wrong
+  2    the cluster cannot be reached
   10   a condition of --warn-on is met
   20   a condition of --fail-on is met
   130  interrupted; what was read until then is printed, marked as partial`,
@@ -127,21 +121,21 @@ func wrapped80(s string) string {
 func (a *auditing) check() (err error) {
 	switch {
 	case a.output != "table" && a.output != "json" && a.output != "html":
-		return usagef("-w %s: choose table, json or html", a.output)
+		return fmt.Errorf("-w %s: choose table, json or html", a.output)
 	case len(a.separator) != 1:
-		return usagef("--separator %q: give one byte, as /", a.separator)
+		return fmt.Errorf("--separator %q: give one byte, as /", a.separator)
 	case a.depth < 1 || a.depth > 100:
-		return usagef("--depth %d: choose 1 to 100", a.depth)
+		return fmt.Errorf("--depth %d: choose 1 to 100", a.depth)
 	case a.top < 1 || a.top > 1000:
-		return usagef("--top %d: choose 1 to 1000", a.top)
+		return fmt.Errorf("--top %d: choose 1 to 1000", a.top)
 	case !(a.revisions >= 0) || math.IsInf(a.revisions, 1):
-		return usagef("--revisions-per-second %v: give 0 or more", a.revisions)
+		return fmt.Errorf("--revisions-per-second %v: give 0 or more", a.revisions)
 	case a.sample < 0:
-		return usagef("--sample %v: give a time of zero or more", a.sample)
+		return fmt.Errorf("--sample %v: give a time of zero or more", a.sample)
 	case a.db != "" && a.cluster.flags.Changed("endpoints"):
-		return usagef("--db %s and --endpoints: give one of them", a.db)
+		return fmt.Errorf("--db %s and --endpoints: give one of them", a.db)
 	case a.db != "" && a.rate != "":
-		return usagef("--rate %s is for a live cluster: leave it away with --db", a.rate)
+		return fmt.Errorf("--rate %s is for a live cluster: leave it away with --db", a.rate)
 	}
 	if a.dataDir != "" && a.db == "" && !a.cluster.flags.Changed("endpoints") {
 		a.db = filepath.Join(a.dataDir, "member", "snap", "db")
@@ -152,31 +146,31 @@ func (a *auditing) check() (err error) {
 	}
 	if a.rate != "" {
 		if a.bytesPerSecond, err = audit.ParseBytes(a.rate); err != nil || a.bytesPerSecond == 0 || a.bytesPerSecond > math.MaxInt32 {
-			return usagef("--rate %s: give a size up to 2GB, as 20MiB", a.rate)
+			return fmt.Errorf("--rate %s: give a size up to 2GB, as 20MiB", a.rate)
 		}
 	}
 	a.assume.RevisionsPerSecond = a.revisions
 	if a.quota != "" {
 		quota, err := audit.ParseBytes(a.quota)
 		if err != nil || quota == 0 {
-			return usagef("--quota %s: give a size, as 8GiB", a.quota)
+			return fmt.Errorf("--quota %s: give a size, as 8GiB", a.quota)
 		}
 		a.assume.Quota = int64(quota)
 	}
 	if a.critical, err = audit.ParseConditions(a.failOn); err != nil {
-		return usagef("--fail-on: %w", err)
+		return fmt.Errorf("--fail-on: %w", err)
 	}
 	if a.warnOf, err = audit.ParseConditions(a.warnOn); err != nil {
-		return usagef("--warn-on: %w", err)
+		return fmt.Errorf("--warn-on: %w", err)
 	}
 	if a.compare != "" {
 		old, err := os.ReadFile(a.compare)
 		if err != nil {
-			return usagef("--compare: %w: give a file that audit -w json has written", err)
+			return fmt.Errorf("--compare: %w: give a file that audit -w json has written", err)
 		}
 		a.before = new(audit.Report)
 		if err := json.Unmarshal(old, a.before); err != nil || a.before.Schema != audit.Schema {
-			return usagef("--compare %s: it is no report of schema %d: give a file that audit -w json has written", a.compare, audit.Schema)
+			return fmt.Errorf("--compare %s: it is no report of schema %d: give a file that audit -w json has written", a.compare, audit.Schema)
 		}
 	}
 	return nil
@@ -261,7 +255,7 @@ func (a *auditing) file(ctx context.Context, show audit.Progress) (*audit.Report
 func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report, error) {
 	cli, err := a.cluster.connect(ctx, 0)
 	if err != nil {
-		return nil, a.unreachable(ctx, err)
+		return nil, err
 	}
 	defer cli.Close()
 	monitor, err := budget.NewMonitor(cli, budget.MonitorConfig{Timeout: a.cluster.commandTimeout, Quota: a.assume.Quota})
@@ -271,7 +265,7 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 	defer monitor.Close()
 	before, err := monitor.Check(ctx)
 	if err != nil {
-		return nil, a.unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
+		return nil, unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
 	}
 	begin := before.At
 	l := &audit.Live{KV: cli.KV, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Progress: show}
@@ -321,15 +315,6 @@ func describe(r *audit.Report, h budget.Health) {
 			r.Source.Version = m.Version
 		}
 	}
-}
-
-// unreachable is the error of a cluster that does not answer.
-func (a *auditing) unreachable(ctx context.Context, err error) error {
-	var usage usageError
-	if errors.As(err, &usage) || ctx.Err() != nil {
-		return err
-	}
-	return exitError{err, exitUnreachable}
 }
 
 func (a *auditing) write(r *audit.Report, w io.Writer) error {

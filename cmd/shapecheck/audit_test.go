@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,9 +16,7 @@ import (
 	"github.com/kvwrap/kvwrap/internal/audit/audittest"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/stretchr/testify/require"
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // auditFile is a small file whose report is known.
@@ -39,7 +36,7 @@ func auditFile(t testing.TB, later bool) string {
 	return g.Close()
 }
 
-// auditEnvironment is what testdata/audit.txtar names.
+// auditEnvironment is what testdata/commands/audit.txtar names.
 func auditEnvironment(t *testing.T) map[string]string {
 	db := auditFile(t, false)
 	whole, err := os.ReadFile(db)
@@ -49,12 +46,6 @@ func auditEnvironment(t *testing.T) map[string]string {
 	cluster := etcdtest.Start(t, 1, nil)
 	_, err = cluster.Client(t).Put(t.Context(), "k", "v")
 	require.NoError(t, err)
-	server := httptest.NewTLSServer(nil)
-	t.Cleanup(server.Close)
-	server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
-	ca := t.TempDir()
-	_, err = transport.SelfCert(zap.NewNop(), ca, []string{"127.0.0.1"}, 1)
-	require.NoError(t, err)
 	member := etcdtest.Start(t, 1, nil)
 	_, err = member.Client(t).Put(t.Context(), "/w/a/l", "v")
 	require.NoError(t, err)
@@ -62,7 +53,6 @@ func auditEnvironment(t *testing.T) map[string]string {
 	return map[string]string{
 		"DATA_DIR": member.Members[0].Config().Dir, "RUNNING_DIR": cluster.Members[0].Config().Dir,
 		"DB": db, "LATER_DB": auditFile(t, true), "CUT_DB": cut, "LIVE_ENDPOINTS": cluster.Endpoints()[0],
-		"TLS_ENDPOINT": server.URL, "CA": filepath.Join(ca, "cert.pem"),
 	}
 }
 
@@ -78,7 +68,7 @@ func TestAuditExitCodes(t *testing.T) {
 		{exitCritical, []string{"--fail-on", "keys>9", "--warn-on", "keys>9"}},
 		{exitCritical, []string{"--fail-on", "time-to-quota<24h", "--revisions-per-second", "1e6"}},
 		{exitFailed, []string{"--warn-on", "time-to-quota<24h"}},
-		{exitUsage, []string{"--fail-on", "keys"}},
+		{exitFailed, []string{"--fail-on", "keys"}},
 	} {
 		code, _, stderr := shapecheck(t, append([]string{"audit", "--db", db}, c.args...)...)
 		require.Equal(t, c.code, code, "%q: %s", c.args, stderr)

@@ -67,7 +67,7 @@ func (f *clusterFlags) fromEnvironment(names ...string) error {
 			continue
 		}
 		if err := f.flags.Set(name, value); err != nil {
-			return usagef("%s=%q: %w: correct it, or give --%s", variable, value, err, name)
+			return fmt.Errorf("%s=%q: %w: correct it, or give --%s", variable, value, err, name)
 		}
 	}
 	if given["password"] && !given["user"] { // the flag wins over what is behind the colon
@@ -89,21 +89,21 @@ func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
 	case err != nil:
 		return cfg, err
 	case f.dialTimeout <= 0:
-		return cfg, usagef("--dial-timeout %v: give a time above zero, as in 5s", f.dialTimeout)
+		return cfg, fmt.Errorf("--dial-timeout %v: give a time above zero, as in 5s", f.dialTimeout)
 	case f.commandTimeout <= 0:
-		return cfg, usagef("--command-timeout %v: give a time above zero, as in 30s", f.commandTimeout)
+		return cfg, fmt.Errorf("--command-timeout %v: give a time above zero, as in 30s", f.commandTimeout)
 	}
 	if f.password == "" {
 		cfg.Username, cfg.Password, _ = strings.Cut(f.user, ":")
 	}
 	if f.password != "" && f.user == "" {
-		return cfg, usagef("--password without --user: say whose it is")
+		return cfg, fmt.Errorf("--password without --user: say whose it is")
 	}
 	if f.user != "" && cfg.Password == "" {
-		return cfg, usagef("--user %s without a password: give --user %s:PASSWORD or --password", f.user, f.user)
+		return cfg, fmt.Errorf("--user %s without a password: give --user %s:PASSWORD or --password", f.user, f.user)
 	}
 	if (f.cert == "") != (f.key == "") {
-		return cfg, usagef("--cert %q and --key %q: set both or neither", f.cert, f.key)
+		return cfg, fmt.Errorf("--cert %q and --key %q: set both or neither", f.cert, f.key)
 	}
 	if f.cacert == "" && f.cert == "" && !f.insecureSkipVerify {
 		for _, e := range f.endpoints {
@@ -153,7 +153,7 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 		return nil, err
 	}
 	if len(f.endpoints) == 0 || slices.Contains(f.endpoints, "") {
-		return nil, usagef("--endpoints %q: give the client addresses of the cluster", f.endpoints)
+		return nil, fmt.Errorf("--endpoints %q: give the client addresses of the cluster", f.endpoints)
 	}
 	cfg, err := f.config(sendBytes)
 	if err != nil {
@@ -171,14 +171,23 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 		}
 	}
 	switch {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
+	case err == nil:
+		return cli, nil
 	case timedOut(err):
-		return nil, fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?%s", f.endpoints, err, whyUnreachable(ctx, cfg))
+		err = fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?%s", f.endpoints, err, whyUnreachable(ctx, cfg))
 	case errors.Is(err, rpctypes.ErrAuthFailed):
-		return nil, fmt.Errorf("asking %v as %q: %w: correct --user or --password", f.endpoints, cfg.Username, err)
+		err = fmt.Errorf("asking %v as %q: %w: correct --user or --password", f.endpoints, cfg.Username, err)
 	}
-	return cli, err
+	return nil, unreachable(ctx, err)
+}
+
+// unreachable is err of a cluster that does not answer, with its exit code, or the reason
+// why ctx has ended.
+func unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return exitError{err, exitUnreachable}
 }
 
 // whyUnreachable returns what stands in the way of a connection to each member, as far as
@@ -233,11 +242,11 @@ func (f *spaceFlags) register(cmd *cobra.Command) {
 func (f *spaceFlags) keyspace() (format.Keyspace, error) {
 	prefix, err := strconv.Unquote(`"` + f.reservedPrefix + `"`)
 	if err != nil {
-		return format.Keyspace{}, usagef("--reserved-prefix %s: %w: write it as between the quotes of a Go string, as in %s", f.reservedPrefix, err, defaultPrefix)
+		return format.Keyspace{}, fmt.Errorf("--reserved-prefix %s: %w: write it as between the quotes of a Go string, as in %s", f.reservedPrefix, err, defaultPrefix)
 	}
 	space, err := format.NewKeyspace(prefix)
 	if err != nil {
-		return space, usagef("--reserved-prefix: %w", err)
+		return space, fmt.Errorf("--reserved-prefix: %w", err)
 	}
 	return space, nil
 }

@@ -21,7 +21,7 @@ func TestTLSVersions(t *testing.T) {
 	old.StartTLS()
 	defer old.Close()
 	code, _, stderr := shapecheck(t, "get", "k", "--endpoints", old.URL, "--insecure-skip-tls-verify", "--dial-timeout", "300ms")
-	require.Equal(t, exitFailed, code)
+	require.Equal(t, exitUnreachable, code)
 	require.Regexp(t, `https://127\.0\.0\.1:\d+: .*(protocol version not supported|no supported versions)`, strings.TrimSpace(stderr))
 }
 

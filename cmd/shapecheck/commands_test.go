@@ -41,7 +41,11 @@ func TestCommands(t *testing.T) {
 	require.Zero(t, code, stderr)
 	require.True(t, stdout == workload.Text(200e3, "v"))
 
+	audited := auditEnvironment(t)
 	testscript.Run(t, testscript.Params{Dir: filepath.Join("testdata", "commands"), Setup: func(env *testscript.Env) error {
+		for name, value := range audited {
+			env.Setenv(name, value)
+		}
 		env.Setenv("ENDPOINTS", strings.Join(w.cluster.Endpoints(), ","))
 		env.Setenv("AUTH_ENDPOINTS", strings.Join(auth.Endpoints(), ","))
 		env.Setenv("TLS_ENDPOINTS", strings.Join(secure.Endpoints(), ","))

@@ -79,17 +79,17 @@ func (d *demo) check(set func(flag string) bool) error {
 	}
 	switch {
 	case d.pipelines < 1 || d.pipelines > 4000:
-		return usagef("--pipelines is %d: choose 1 to 4000", d.pipelines)
+		return fmt.Errorf("--pipelines is %d: choose 1 to 4000", d.pipelines)
 	case !(d.changed >= 0 && d.changed <= 100):
-		return usagef("--changed is %v: choose 0 to 100 per cent", d.changed)
+		return fmt.Errorf("--changed is %v: choose 0 to 100 per cent", d.changed)
 	case d.publishes < 1:
-		return usagef("--publishes is %d: choose 1 or more", d.publishes)
+		return fmt.Errorf("--publishes is %d: choose 1 or more", d.publishes)
 	case !own && set("snapshot-catchup-entries"):
-		return usagef("--snapshot-catchup-entries is for the demo's own servers: leave it out with --endpoints")
+		return fmt.Errorf("--snapshot-catchup-entries is for the demo's own servers: leave it out with --endpoints")
 	case own && d.catchUp < 1:
-		return usagef("--snapshot-catchup-entries is 0: choose 1 or more")
+		return fmt.Errorf("--snapshot-catchup-entries is 0: choose 1 or more")
 	case own && uint64(d.publishes) < d.catchUp+logCompaction:
-		return usagef("--publishes is %d, --snapshot-catchup-entries %d: choose %d publishes or more, so that the raft log fills",
+		return fmt.Errorf("--publishes is %d, --snapshot-catchup-entries %d: choose %d publishes or more, so that the raft log fills",
 			d.publishes, d.catchUp, d.catchUp+logCompaction)
 	}
 	return d.cluster.check(set)

@@ -39,14 +39,14 @@ chunks in the order of the value. With -w json keys and values are in base64,
 as etcdctl's are.
 ` + clusterHelp + `
 
-Exit codes: 0 there is such a key; 1 there is none, or it cannot be read; 2 the
-command line is wrong; 130 interrupted.`,
+Exit codes: 0 there is such a key; 1 there is none, or it cannot be read, or the
+command line is wrong; 2 the cluster cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck get gateway/statistics --endpoints 10.0.0.1:2379 | jq .
   shapecheck get gateway/statistics --endpoints 10.0.0.1:2379 --raw | xxd
   shapecheck get gateway/statistics --endpoints 10.0.0.1:2379 --chunks`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
-				return usagef("get takes one key, got %q: see %s --help", args, cmd.CommandPath())
+				return fmt.Errorf("get takes one key, got %q: see %s --help", args, cmd.CommandPath())
 			}
 			return nil
 		},
@@ -67,9 +67,9 @@ command line is wrong; 130 interrupted.`,
 func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 	switch {
 	case g.raw && g.chunks:
-		return usagef("--raw and --chunks: choose one of them")
+		return fmt.Errorf("--raw and --chunks: choose one of them")
 	case g.revision < 0:
-		return usagef("--rev %d: give a revision, or 0 for the newest", g.revision)
+		return fmt.Errorf("--rev %d: give a revision, or 0 for the newest", g.revision)
 	}
 	json, err := g.output.json()
 	if err != nil {

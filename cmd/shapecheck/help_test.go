@@ -16,6 +16,6 @@ func TestHelpFits(t *testing.T) {
 			require.LessOrEqual(t, len(line), 80, "%s: %s", name, line)
 		}
 		require.Contains(t, help, "Examples:\n  shapecheck "+name)
-		require.Regexp(t, `Exit codes: 0 (?s).*; 1 .*; 2\s+the\s+command\s+line\s+is\s+wrong; .*130\s+interrupted`, help)
+		require.Regexp(t, `Exit codes: 0 (?s).*;\s+1 .*the\s+command\s+line\s+is\s+wrong;\s+2\s+the\s+cluster\s+cannot\s+be\s+reached;.*130\s+interrupted`, help)
 	}
 }

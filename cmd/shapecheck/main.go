@@ -15,12 +15,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes.
+// Exit codes, the same for all commands.
 const (
 	exitOK          = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitInterrupted = 130
+	exitFailed      = 1   // or the command line is wrong
+	exitUnreachable = 2   // no member of the cluster has answered, or it does not know the user
+	exitWarning     = 10  // what was found wants to be looked at
+	exitCritical    = 20  // what was found is bad
+	exitInterrupted = 130 // what was known until then is written
 )
 
 func main() {
@@ -28,11 +30,6 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
-
-// usageError is an error of the command line.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // exitError is an error that has an exit code of its own.
 type exitError struct {
@@ -51,7 +48,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q: see %s --help", args[0], cmd.CommandPath())
+				return fmt.Errorf("unknown command %q: see %s --help", args[0], cmd.CommandPath())
 			}
 			return nil
 		},
@@ -62,7 +59,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetVersionTemplate("{{.Version}}")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages", "Flags.FlagUsagesWrapped 80"))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w: see %s --help", err, cmd.CommandPath())
+		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
 	root.AddCommand(auditCommand(), demoCommand(), getCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
 	root.SetArgs(args)
@@ -70,7 +67,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	var usage usageError
 	var exit exitError
 	switch {
 	case err == nil:
@@ -80,9 +76,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitInterrupted
 	}
 	fmt.Fprintln(stderr, "shapecheck:", err)
-	if errors.As(err, &usage) {
-		return exitUsage
-	}
 	if errors.As(err, &exit) {
 		return exit.code
 	}
@@ -92,7 +85,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // noArgs refuses arguments that are no flags.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no arguments, got %q: see %s --help", cmd.Name(), args, cmd.CommandPath())
+		return fmt.Errorf("%s takes no arguments, got %q: see %s --help", cmd.Name(), args, cmd.CommandPath())
 	}
 	return nil
 }

@@ -66,13 +66,13 @@ const commitBytes = 400
 func (o *offsets) check(set func(flag string) bool) error {
 	switch {
 	case o.partitions < 1 || o.partitions > 100_000:
-		return usagef("--partitions is %d: choose 1 to 100000", o.partitions)
+		return fmt.Errorf("--partitions is %d: choose 1 to 100000", o.partitions)
 	case o.rate < 1 || o.rate > 100_000:
-		return usagef("--rate is %d: choose 1 to 100000 commits a second", o.rate)
+		return fmt.Errorf("--rate is %d: choose 1 to 100000 commits a second", o.rate)
 	case o.duration < time.Second || o.duration > time.Minute:
-		return usagef("--duration is %v: choose 1s to 1m", o.duration)
+		return fmt.Errorf("--duration is %v: choose 1s to 1m", o.duration)
 	case o.flush < 0 || o.flush > o.duration:
-		return usagef("--flush is %v: choose 0 to --duration, %v", o.flush, o.duration)
+		return fmt.Errorf("--flush is %v: choose 0 to --duration, %v", o.flush, o.duration)
 	}
 	return o.cluster.check(set)
 }

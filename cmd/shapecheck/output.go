@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 
@@ -31,7 +32,7 @@ func (o *outputFlag) json() (bool, error) {
 		o.format = v
 	}
 	if o.format != asTable && o.format != asJSON {
-		return false, usagef("--write-out %q: choose table or json", o.format)
+		return false, fmt.Errorf("--write-out %q: choose table or json", o.format)
 	}
 	return o.format == asJSON, nil
 }

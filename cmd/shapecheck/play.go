@@ -153,12 +153,12 @@ const defaultQuota = 2 << 30
 // room returns an error, with a remedy, where so many bytes more could take a member
 // of the cluster near its quota, or where none answers within the time.
 func room(ctx context.Context, cli *clientv3.Client, timeout time.Duration, bytes int, remedy string) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	asking, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for _, endpoint := range cli.Endpoints() {
-		st, err := cli.Status(ctx, endpoint)
+		st, err := cli.Status(asking, endpoint)
 		if err != nil {
-			return fmt.Errorf("asking %s for its state: %w: is it the client address of a member, and is it http or https?", endpoint, err)
+			return unreachable(ctx, fmt.Errorf("asking %s for its state: %w: is it the client address of a member, and is it http or https?", endpoint, err))
 		}
 		quota := st.DbSizeQuota
 		if quota == 0 { // etcd 3.5 does not say

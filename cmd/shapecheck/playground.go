@@ -93,19 +93,19 @@ func onCluster(ctx context.Context, p *progress, f *clusterFlags, bytes int, rem
 func (f *clusterFlags) check(set func(flag string) bool) error {
 	for _, e := range f.endpoints {
 		if e == "" {
-			return usagef("--endpoints %q has an empty address: leave the flag out to play on servers of the demo's own", f.endpoints)
+			return fmt.Errorf("--endpoints %q has an empty address: leave the flag out to play on servers of the demo's own", f.endpoints)
 		}
 	}
 	own := !set("endpoints")
 	switch {
 	case !own && len(f.endpoints) == 0:
-		return usagef("--endpoints is empty: give an address, or leave the flag out to play on servers of the demo's own")
+		return fmt.Errorf("--endpoints is empty: give an address, or leave the flag out to play on servers of the demo's own")
 	case !own && f.dialTimeout <= 0:
-		return usagef("--dial-timeout is %v: give a time above zero, as in 5s", f.dialTimeout)
+		return fmt.Errorf("--dial-timeout is %v: give a time above zero, as in 5s", f.dialTimeout)
 	}
 	for _, flag := range []string{"cacert", "cert", "key", "user", "password", "insecure-skip-tls-verify", "dial-timeout", "command-timeout"} {
 		if own && set(flag) {
-			return usagef("--%s is for --endpoints, which is not set", flag)
+			return fmt.Errorf("--%s is for --endpoints, which is not set", flag)
 		}
 	}
 	return nil

@@ -82,8 +82,8 @@ Each --what-if is another projection with some of the flags below changed. The
 table then has the expected values side by side.
 ` + clusterHelp + `
 
-Exit codes: 0 projected; 1 failed; 2 the command line is wrong; 130
-interrupted.`,
+Exit codes: 0 projected; 1 failed, or the command line is wrong; 2 the cluster
+cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck project --writes 0.6 --keys 3 --value-bytes 2MB
   shapecheck project --writes 5000 --value-bytes 19 --keys 200 \
       --what-if "auto-compaction-retention=1h" \
@@ -170,20 +170,20 @@ func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr 
 
 func (p *project) check(flags *pflag.FlagSet) error {
 	if p.sample < 0 || p.sample > 0 && p.sample < time.Second {
-		return usagef("--sample %v: choose 1s or more", p.sample)
+		return fmt.Errorf("--sample %v: choose 1s or more", p.sample)
 	}
 	if p.sample == 0 {
 		if flags.Changed("endpoints") {
-			return usagef("--endpoints is for --sample: say how long to watch, as in --sample 30s")
+			return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 		}
 		if !flags.Changed("value-bytes") {
-			return usagef("--value-bytes is missing: give the length of a value, or --sample 30s with --endpoints")
+			return fmt.Errorf("--value-bytes is missing: give the length of a value, or --sample 30s with --endpoints")
 		}
 		return nil
 	}
 	for _, name := range loadFlags {
 		if flags.Changed(name) {
-			return usagef("--%s and --sample: the sample has the load; --scale-writes, --scale-values and --scale-keys change it", name)
+			return fmt.Errorf("--%s and --sample: the sample has the load; --scale-writes, --scale-values and --scale-keys change it", name)
 		}
 	}
 	return nil
@@ -200,18 +200,18 @@ func (in *projectInput) changed(change string, sampled bool) (*projectInput, err
 	})
 	words := strings.Fields(change)
 	if len(words) == 0 {
-		return nil, usagef(`--what-if %q: name flags to change, as in "writes=3 value-bytes=1MB"`, change)
+		return nil, fmt.Errorf(`--what-if %q: name flags to change, as in "writes=3 value-bytes=1MB"`, change)
 	}
 	for _, word := range words {
 		name, value, ok := strings.Cut(strings.TrimPrefix(word, "--"), "=")
 		switch {
 		case !ok || flags.Lookup(name) == nil:
-			return nil, usagef("--what-if %q: %q is no flag that it may change: write it as in value-bytes=1MB; see shapecheck project --help", change, word)
+			return nil, fmt.Errorf("--what-if %q: %q is no flag that it may change: write it as in value-bytes=1MB; see shapecheck project --help", change, word)
 		case sampled && slices.Contains(loadFlags, name):
-			return nil, usagef("--what-if %q: the sample has the load; scale-writes, scale-values and scale-keys change it", change)
+			return nil, fmt.Errorf("--what-if %q: the sample has the load; scale-writes, scale-values and scale-keys change it", change)
 		}
 		if err := flags.Set(name, value); err != nil {
-			return nil, usagef("--what-if %q: %w", change, err)
+			return nil, fmt.Errorf("--what-if %q: %w", change, err)
 		}
 	}
 	return other, nil
@@ -224,7 +224,7 @@ func (in *projectInput) project(found *sample) (projected, error) {
 		return projected{}, err
 	}
 	if in.txnPuts < 0 {
-		return projected{}, usagef("--txn-puts %d: choose 1 or more, or 0 for single puts", in.txnPuts)
+		return projected{}, fmt.Errorf("--txn-puts %d: choose 1 or more, or 0 for single puts", in.txnPuts)
 	}
 	l := in.load()
 	if found != nil {
@@ -237,7 +237,7 @@ func (in *projectInput) project(found *sample) (projected, error) {
 	}
 	for name, by := range map[string]float64{"scale-writes": in.scaleWrites, "scale-values": in.scaleValues, "scale-keys": in.scaleKeys} {
 		if !(by >= 0 && by <= 1e6) {
-			return projected{}, usagef("--%s %v: choose 0 to 1,000,000", name, by)
+			return projected{}, fmt.Errorf("--%s %v: choose 0 to 1,000,000", name, by)
 		}
 	}
 	l = scaled(l, in.scaleWrites, in.scaleValues, in.scaleKeys)

@@ -58,8 +58,8 @@ again until it is interrupted; after an error, too.
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
 
-Exit codes: 0 done, or there is nothing to do; 1 stopped, or not agreed to; 2
-the command line is wrong; 130 interrupted.`,
+Exit codes: 0 done, or there is nothing to do; 1 stopped, or not agreed to, or
+the command line is wrong; 2 the cluster cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck reclaim --endpoints 10.0.0.1:2379 --dry-run
   shapecheck reclaim --endpoints 10.0.0.1:2379 --keep-revisions 10000
   shapecheck reclaim --endpoints 10.0.0.1:2379 --yes --every 5m \
@@ -94,21 +94,21 @@ func (r *reclaim) check() (err error) {
 	}
 	switch {
 	case r.yes && r.dryRun:
-		return usagef("--yes and --dry-run: choose one of them")
+		return fmt.Errorf("--yes and --dry-run: choose one of them")
 	case r.every != 0 && r.every < time.Second:
-		return usagef("--every %v: choose 1s or more", r.every)
+		return fmt.Errorf("--every %v: choose 1s or more", r.every)
 	case r.every > 0 && !r.yes && !r.dryRun:
-		return usagef("--every %v asks nobody: give --yes, or --dry-run", r.every)
+		return fmt.Errorf("--every %v asks nobody: give --yes, or --dry-run", r.every)
 	case r.opts.KeepRevisions < 1:
-		return usagef("--keep-revisions %d: choose 1 or more", r.opts.KeepRevisions)
+		return fmt.Errorf("--keep-revisions %d: choose 1 or more", r.opts.KeepRevisions)
 	case !(r.opts.MinBloat >= 1):
-		return usagef("--min-bloat %v: choose 1 or more", r.opts.MinBloat)
+		return fmt.Errorf("--min-bloat %v: choose 1 or more", r.opts.MinBloat)
 	case r.minFree < 1:
-		return usagef("--min-free %d: choose 1 byte or more", r.minFree)
+		return fmt.Errorf("--min-free %d: choose 1 byte or more", r.minFree)
 	case r.opts.MaxLag < 1:
-		return usagef("--max-lag 0: choose 1 or more")
+		return fmt.Errorf("--max-lag 0: choose 1 or more")
 	case r.opts.CatchUpTimeout <= 0:
-		return usagef("--catch-up-timeout %v: give a time above zero, as in 2m", r.opts.CatchUpTimeout)
+		return fmt.Errorf("--catch-up-timeout %v: give a time above zero, as in 2m", r.opts.CatchUpTimeout)
 	}
 	for _, text := range r.when {
 		one, err := parseRule(text)

@@ -47,13 +47,13 @@ func (f *serverFlags) server() (shaper.Server, error) {
 	case f.compaction == "periodic":
 		d, err := time.ParseDuration(f.retention)
 		if err != nil {
-			return s, usagef("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
+			return s, fmt.Errorf("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
 		}
 		s.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
 	case f.compaction == "revision":
-		return s, usagef("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
+		return s, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
 	default:
-		return s, usagef("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
+		return s, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
 	}
 	return s, nil
 }
@@ -100,5 +100,5 @@ func inFlags(err error, names map[string]string) error {
 		}
 	}
 	walk(err)
-	return usagef("%s", strings.Join(said, "\n"))
+	return fmt.Errorf("%s", strings.Join(said, "\n"))
 }

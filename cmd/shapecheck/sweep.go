@@ -41,7 +41,7 @@ cluster, the others wait. It may be interrupted and run again.`,
 
 func (s *sweep) run(ctx context.Context, stdout io.Writer) error {
 	if s.rate < 1 {
-		return usagef("--rate %d: give 1 request a second or more", s.rate)
+		return fmt.Errorf("--rate %d: give 1 request a second or more", s.rate)
 	}
 	space, err := s.space.keyspace()
 	if err != nil {

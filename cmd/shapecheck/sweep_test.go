@@ -43,6 +43,6 @@ func TestSweep(t *testing.T) {
 	require.EqualValues(t, 2*(1+43), left.Count)
 
 	code, _, stderr := sweep("--rate", "0")
-	require.Equal(t, exitUsage, code)
+	require.Equal(t, exitFailed, code)
 	require.Contains(t, stderr, "--rate 0")
 }

@@ -18,9 +18,6 @@ import (
 	"go.etcd.io/etcd/client/v3/namespace"
 )
 
-// exitUnmet is the exit code of a plan that does not meet a target.
-const exitUnmet = 10
-
 // tune turns targets into settings.
 type tune struct {
 	workload                shaper.Workload
@@ -56,8 +53,9 @@ it longer than their interval.
 All figures are estimates.
 ` + clusterHelp + `
 
-Exit codes: 0 the targets are met; 1 failed; 2 the command line is wrong; 10 a
-target cannot be met, and the plan has the nearest settings; 130 interrupted.`,
+Exit codes: 0 the targets are met; 1 failed, or the command line is wrong; 2 the
+cluster cannot be reached; 10 a target cannot be met, and the plan has the
+nearest settings; 130 interrupted.`,
 		Example: `  shapecheck tune --keys 1 --writers 3 --value-bytes 2MB --interval 5s \
       --changed 0.03 --raft-log 512MiB
   shapecheck tune --prefix offsets/ --keys 200 --key-bytes 30 --value-bytes 19 \
@@ -116,10 +114,10 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 		return err
 	}
 	if t.sample < 0 || t.sample > 0 && t.sample < time.Second {
-		return usagef("--sample %v: choose 1s or more", t.sample)
+		return fmt.Errorf("--sample %v: choose 1s or more", t.sample)
 	}
 	if t.sample == 0 && flags.Changed("endpoints") {
-		return usagef("--endpoints is for --sample: say how long to watch, as in --sample 30s")
+		return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 	}
 	t.workload.ValueBytes = int(min(int64(t.valueBytes), math.MaxInt32))
 	t.workload.ObjectBytes = int(min(int64(t.objectBytes), math.MaxInt32))
@@ -160,7 +158,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 		_, err = fmt.Fprintf(stdout, "%s\n%s", plan, goConfig(cfg))
 	}
 	if err == nil && len(plan.Unmet) > 0 {
-		err = exitError{fmt.Errorf("%d of the targets cannot be met; the plan has the nearest settings", len(plan.Unmet)), exitUnmet}
+		err = exitError{fmt.Errorf("%d of the targets cannot be met; the plan has the nearest settings", len(plan.Unmet)), exitWarning}
 	}
 	return err
 }

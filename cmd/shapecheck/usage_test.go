@@ -52,22 +52,23 @@ func TestUsage(t *testing.T) {
 		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--cert", "x"}, `--cert "x" and --key "": set both or neither`},
 	} {
 		code, stdout, stderr := shapecheck(t, c.args...)
-		require.Equal(t, exitUsage, code, "%q: %s", c.args, stderr)
+		require.Equal(t, exitFailed, code, "%q: %s", c.args, stderr)
 		require.Contains(t, stderr, c.says)
 		require.Empty(t, stdout)
 	}
 
 	for _, c := range []struct {
+		code int
 		args []string
 		says string
 	}{
-		{[]string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded: is it the client address`},
-		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
-		{[]string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms", "--user", "root:x"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
-		{[]string{"demo", "--endpoints", "https://127.0.0.1:1", "--cacert", "/none"}, `TLS: open /none`},
+		{exitUnreachable, []string{"demo", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking 127.0.0.1:1 for its state: context deadline exceeded: is it the client address`},
+		{exitUnreachable, []string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
+		{exitUnreachable, []string{"roles", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms", "--user", "root:x"}, `asking [127.0.0.1:1]: context deadline exceeded: are these the client addresses`},
+		{exitFailed, []string{"demo", "--endpoints", "https://127.0.0.1:1", "--cacert", "/none"}, `TLS: open /none`},
 	} {
 		code, _, stderr := shapecheck(t, c.args...)
-		require.Equal(t, exitFailed, code, "%q: %s", c.args, stderr)
+		require.Equal(t, c.code, code, "%q: %s", c.args, stderr)
 		require.Contains(t, stderr, c.says)
 	}
 }

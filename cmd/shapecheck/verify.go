@@ -13,12 +13,6 @@ import (
 	"go.etcd.io/etcd/client/v3/namespace"
 )
 
-// Exit codes of verify, beside those of all commands.
-const (
-	exitGarbage = 10
-	exitDamaged = 20
-)
-
 // verify reads every value in chunks.
 type verify struct {
 	namespace string
@@ -43,9 +37,10 @@ With authentication it takes a user with the role root.
 ` + clusterHelp + `
 
 Exit codes: 0 all is well; 1 failed, or some values are for another version or
-reserved prefix; 2 the command line is wrong; 10 chunks are orphaned or on
-another lease than their key, or there are keys that are not kvwrap's; 20
-values are damaged; 130 interrupted, with what was found until then.`,
+reserved prefix, or the command line is wrong; 2 the cluster cannot be reached;
+10 chunks are orphaned or on another lease than their key, or there are keys
+that are not kvwrap's; 20 values are damaged; 130 interrupted, with what was
+found until then.`,
 		Example: `  shapecheck verify --endpoints 10.0.0.1:2379
   shapecheck verify --endpoints 10.0.0.1:2379 --namespace app/ -w json`,
 		Args: noArgs,
@@ -182,13 +177,13 @@ func (r *verifyReport) verdict(failed error) error {
 	case failed != nil && errors.Is(failed, context.Canceled):
 		return failed
 	case r.Damaged.Count > 0:
-		return errors.Join(exitError{fmt.Errorf("%d values are damaged", r.Damaged.Count), exitDamaged}, failed)
+		return errors.Join(exitError{fmt.Errorf("%d values are damaged", r.Damaged.Count), exitCritical}, failed)
 	case failed != nil:
 		return failed
 	case r.Unread.Count > 0:
 		return fmt.Errorf("%d values could not be verified", r.Unread.Count)
 	case r.Orphaned.Count+r.OtherLease.Count+r.Strange.Count > 0:
-		return exitError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitGarbage}
+		return exitError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitWarning}
 	}
 	return nil
 }

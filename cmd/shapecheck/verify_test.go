@@ -232,7 +232,7 @@ func TestVerify(t *testing.T) {
 	_, err := w.plain.Delete(t.Context(), "gone")
 	require.NoError(t, err)
 	code, stdout, stderr = w.verify()
-	require.Equal(t, exitGarbage, code)
+	require.Equal(t, exitWarning, code)
 	require.Contains(t, stdout, "\nKeys with orphaned chunks: 1. shapecheck sweep deletes these.\n  \"gone\": 41 chunks\n")
 	require.Contains(t, stderr, "no value is damaged")
 
@@ -246,12 +246,12 @@ func TestVerify(t *testing.T) {
 		require.NoError(t, err)
 	}
 	code, stdout, stderr = w.verify()
-	require.Equal(t, exitDamaged, code)
+	require.Equal(t, exitCritical, code)
 	require.Regexp(t, `\nDamaged values: 1\. .*\n  "broken", revision \d+: 2 of 41 chunks are missing, the first is [0-9a-f]{32}/1\n`, stdout)
 	require.Contains(t, stderr, "shapecheck: 1 values are damaged\n")
 
 	code, stdout, _ = w.verify("-w", "json")
-	require.Equal(t, exitDamaged, code)
+	require.Equal(t, exitCritical, code)
 	var report verifyReport
 	require.NoError(t, json.Unmarshal([]byte(stdout), &report))
 	require.True(t, report.Complete)

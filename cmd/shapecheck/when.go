@@ -65,7 +65,7 @@ type ruleParser struct {
 }
 
 func (p *ruleParser) wrong(format string, args ...any) error {
-	return usagef(`--when %q: %s: write it as in "bloat>2 && free>100MiB", of %s`, p.text, fmt.Sprintf(format, args...), ruleNames)
+	return fmt.Errorf(`--when %q: %s: write it as in "bloat>2 && free>100MiB", of %s`, p.text, fmt.Sprintf(format, args...), ruleNames)
 }
 
 // next takes a word, "" at the end.
