@@ -25,13 +25,14 @@ type auditing struct {
 	compare, dataDir string
 	separator        string
 	depth, top       int
-	rate, quota      string
+	rate             string
 	revisions        float64
 	sample           time.Duration
 	failOn, warnOn   string
 	space            spaceFlags
 	cluster          clusterFlags
 
+	server           serverFlags
 	config           audit.Config
 	bytesPerSecond   uint64
 	assume           audit.Assume
@@ -89,7 +90,10 @@ Exit codes:
 	f.StringVar(&a.separator, "separator", "/", "what separates the components of keys, one byte")
 	f.IntVar(&a.top, "top", 20, "how many keys are listed")
 	f.StringVar(&a.rate, "rate", "", "read at most this much a second from a live cluster, as in 20MiB")
-	f.StringVar(&a.quota, "quota", "", "the --quota-backend-bytes of the members, where they do not say it themselves, as in 8GiB")
+	a.server.registerBackend(f)
+	f.Lookup("quota-backend-bytes").Usage = "as of etcd, where the members do not say it themselves; without it the default, 2GiB; below 0 none"
+	f.Lookup("auto-compaction-retention").Usage = "as of etcd; without it, as the last compaction has left it"
+	f.Lookup("auto-compaction-retention").DefValue = ""
 	f.Float64Var(&a.revisions, "revisions-per-second", 0, "the rate of writes to project, where it is not to be measured")
 	f.DurationVar(&a.sample, "sample", 2*time.Second, "measure the rate of writes of a live cluster for this long at least; 0 does not measure it")
 	f.StringVar(&a.failOn, "fail-on", "", "exit with 20 where one of these conditions is met")
@@ -150,12 +154,13 @@ func (a *auditing) check() (err error) {
 		}
 	}
 	a.assume.RevisionsPerSecond = a.revisions
-	if a.quota != "" {
-		quota, err := audit.ParseBytes(a.quota)
-		if err != nil || quota == 0 {
-			return fmt.Errorf("--quota %s: give a size, as 8GiB", a.quota)
+	a.assume.Quota = int64(a.server.quota)
+	if a.cluster.flags.Changed("auto-compaction-retention") {
+		c, err := a.server.autoCompaction()
+		if err != nil {
+			return err
 		}
-		a.assume.Quota = int64(quota)
+		a.assume.Compaction = &c
 	}
 	if a.critical, err = audit.ParseConditions(a.failOn); err != nil {
 		return fmt.Errorf("--fail-on: %w", err)
@@ -268,7 +273,7 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 		return nil, unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
 	}
 	begin := before.At
-	l := &audit.Live{KV: cli.KV, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Progress: show}
+	l := &audit.Live{KV: cli.KV, Watcher: cli.Watcher, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Progress: show}
 	r, err := l.Audit(ctx)
 	if r == nil {
 		return nil, rootOnly("reading", err)

@@ -26,36 +26,48 @@ func (f *serverFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.version, "etcd-version", shaper.NewestKnown, "of the servers: 3.5, 3.6 or 3.7")
 	flags.Uint64Var(&f.snapshotCount, "snapshot-count", 0, "as of etcd; 0 is the version's default")
 	flags.Uint64Var(&f.catchUp, "snapshot-catchup-entries", 0, "as of etcd; 0 is the default, 5000")
+	f.registerBackend(flags)
+	flags.IntVar(&f.gogc, "gogc", 0, "GOGC in etcd's environment; 0 is Go's default, 100")
+	f.givenVersion = func() bool { return flags.Changed("etcd-version") }
+}
+
+// registerBackend registers those that decide about the database alone.
+func (f *serverFlags) registerBackend(flags *pflag.FlagSet) {
 	flags.Var(&f.quota, "quota-backend-bytes", "as of etcd; without it the default, 2GiB; below 0 none")
 	flags.StringVar(&f.compaction, "auto-compaction-mode", "periodic", "as of etcd: periodic or revision")
 	flags.StringVar(&f.retention, "auto-compaction-retention", "0", "as of etcd: 1h, 30m, a number of hours or of revisions; 0 compacts nothing")
-	flags.IntVar(&f.gogc, "gogc", 0, "GOGC in etcd's environment; 0 is Go's default, 100")
-	f.givenVersion = func() bool { return flags.Changed("etcd-version") }
 	f.givenMost = func() bool { return flags.Changed("quota-backend-bytes") }
 }
 
 func (f *serverFlags) server() (shaper.Server, error) {
 	s := shaper.Server{Version: f.version, SnapshotCount: f.snapshotCount, CatchUpEntries: f.catchUp, Quota: int64(f.quota), GOGC: f.gogc}
+	var err error
+	s.Compaction, err = f.autoCompaction()
+	return s, err
+}
+
+// autoCompaction reads the flags about compaction.
+func (f *serverFlags) autoCompaction() (c shaper.Compaction, err error) {
 	number, err := strconv.ParseInt(f.retention, 10, 64)
 	switch {
 	case err == nil && number == 0:
-		return s, nil
+		return c, nil
 	case f.compaction == "revision" && err == nil:
-		s.Compaction = shaper.Compaction{Mode: shaper.CompactRevision, Revisions: number}
+		c = shaper.Compaction{Mode: shaper.CompactRevision, Revisions: number}
 	case f.compaction == "periodic" && err == nil:
-		s.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Duration(number) * time.Hour}
+		c = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Duration(number) * time.Hour}
 	case f.compaction == "periodic":
 		d, err := time.ParseDuration(f.retention)
 		if err != nil {
-			return s, fmt.Errorf("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
+			return c, fmt.Errorf("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
 		}
-		s.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
+		c = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
 	case f.compaction == "revision":
-		return s, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
+		return c, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
 	default:
-		return s, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
+		return c, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
 	}
-	return s, nil
+	return c, nil
 }
 
 // serverNames are the flags of the fields of a shaper.Server.

@@ -1,9 +1,12 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kvwrap/kvwrap/shaper"
 )
@@ -14,6 +17,8 @@ type Assume struct {
 	// RevisionsPerSecond is the rate of writes, 0 for the one that was measured.
 	RevisionsPerSecond float64
 	Measured           float64 // over how many seconds; 0 where it is given
+	// Compaction is what discards old revisions, nil where nobody says.
+	Compaction *shaper.Compaction
 }
 
 const defaultQuota = 2 << 30 // of etcd
@@ -32,8 +37,12 @@ const (
 	historyMin     = 32 << 20
 	churnPerKey    = 100
 	churnRevisions = 10_000
+	churnLinger    = 1.0 // seconds, of the rule that is proposed
+	changedPart    = .1  // of a large value, from one put to the next
+	seenCompaction = 2 * 3600
 	idleLeaseKeys  = 1.5
 	idleLeases     = 10_000
+	catchUpEntries = 5000 // --snapshot-catchup-entries of etcd
 )
 
 // Judge fills in what follows from the rest of r: quota and growth, findings, the verdict.
@@ -44,7 +53,7 @@ func (r *Report) Judge(a Assume) {
 		b.Quota, b.QuotaAssumed = max(a.Quota, 0), false
 	case b.Quota == 0:
 		b.Quota, b.QuotaAssumed = defaultQuota, true
-		r.Estimates = append(r.Estimates, fmt.Sprintf("the quota, %s, is etcd's default: --quota says another", bytesText(defaultQuota)))
+		r.Estimates = append(r.Estimates, fmt.Sprintf("the quota, %s, is etcd's default: --quota-backend-bytes says another", bytesText(defaultQuota)))
 	}
 	b.QuotaUse = ratio(float64(b.Size), float64(b.Quota))
 	r.project(a)
@@ -77,14 +86,12 @@ func (r *Report) project(a Assume) {
 	mean := int((r.Totals.LiveBytes + r.Totals.HistoryBytes) / records)
 	load := shaper.PutLoad(a.RevisionsPerSecond, 1, key, max(mean-key-40, 0)) // 40 for the revision and the numbers
 	load.Live = shaper.Live{Revision: r.Source.Revision, InUse: r.Backend.InUse, Keys: int(keys), DbSize: r.Backend.Size}
-	server := shaper.Server{Version: shaper.NewestKnown, Quota: r.Backend.Quota}
+	server := shaper.Server{Version: r.version(), Quota: r.Backend.Quota}
+	server.Compaction, g.Compaction.Seen = r.compaction(a)
+	g.Compaction.Mode, g.Compaction.Revisions = cmp.Or(string(server.Compaction.Mode), "none"), server.Compaction.Revisions
+	g.Compaction.Seconds = server.Compaction.Retention.Seconds()
 	if r.Backend.Quota == 0 {
 		server.Quota = -1
-	}
-	for _, m := range r.Members {
-		if m.Version != "" {
-			server.Version = m.Version
-		}
 	}
 	p, err := shaper.Project(server, load)
 	if err != nil {
@@ -96,10 +103,128 @@ func (r *Report) project(a Assume) {
 		s := to.Expected
 		g.SecondsToQuota = &s
 	}
-	r.Estimates = append(r.Estimates, "growth and the time to the quota are of records of the mean size at an even rate, with nothing compacted")
+	r.Estimates = append(r.Estimates, "growth and the time to the quota are of records of the mean size at an even rate, with "+g.Compaction.text())
 }
 
-func (r *Report) find(f Finding) { r.Findings = append(r.Findings, f) }
+// version is the members', or of those that are known the newest.
+func (r *Report) version() string {
+	for _, m := range r.Members {
+		if m.Version != "" {
+			return m.Version
+		}
+	}
+	return shaper.NewestKnown
+}
+
+// compaction returns what discards old revisions, and whether that is only seen: where
+// nobody says, the last compaction does. When what it has kept is as much as is written in
+// an hour or two, it was not the only one. If compactions stop, what is kept gets more.
+func (r *Report) compaction(a Assume) (c shaper.Compaction, seen bool) {
+	if a.Compaction != nil {
+		return *a.Compaction, false
+	}
+	kept := float64(r.Source.Revision-r.Source.Compacted) / a.RevisionsPerSecond
+	if r.Source.Compacted == 0 || !(kept < seenCompaction) {
+		return c, false
+	}
+	retention := max(time.Duration(kept*float64(time.Second)), time.Minute).Round(time.Second)
+	return shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: retention}, true
+}
+
+// text is how the sentence ends that begins with "with".
+func (k Kept) text() string {
+	switch k.Mode {
+	case string(shaper.CompactPeriodic):
+		s := fmt.Sprintf("old revisions kept for %s", durationText(k.Seconds))
+		if k.Seen {
+			s += ", as the last compaction has: --auto-compaction-retention says otherwise"
+		}
+		return s
+	case string(shaper.CompactRevision):
+		return fmt.Sprintf("%s old revisions kept", count(uint64(k.Revisions)))
+	}
+	return "nothing compacted"
+}
+
+// What Finding.Saves is of.
+const (
+	ofDatabase = "the database"
+	ofRaftLog  = "the raft log"
+	ofWrites   = "writes a day"
+)
+
+func (r *Report) find(f Finding) {
+	if f.Saves == 0 {
+		f.SavesOf = ""
+	}
+	r.Findings = append(r.Findings, f)
+}
+
+// less is the setting of etcd that keeps less.
+func (k Kept) less() string {
+	switch k.Mode {
+	case string(shaper.CompactPeriodic):
+		return fmt.Sprintf("--auto-compaction-mode=periodic --auto-compaction-retention=%v", max(time.Duration(k.Seconds*float64(time.Second)/2).Round(time.Second), time.Minute))
+	case string(shaper.CompactRevision):
+		return fmt.Sprintf("--auto-compaction-mode=revision --auto-compaction-retention=%d", max(k.Revisions/2, 1))
+	}
+	return "--auto-compaction-mode=periodic --auto-compaction-retention=1h"
+}
+
+// puts returns what part of all puts those are of which a key has had so many.
+func (r *Report) puts(revisions uint64) float64 {
+	all := float64(r.Totals.LiveRecords + r.Totals.HistoryRecords)
+	if r.Source.Kind == "live" {
+		all = float64(r.Source.Revision) // versions count from the beginning
+	}
+	return min(ratio(float64(revisions), all), 1)
+}
+
+// savedByChunks projects how much smaller the raft log is with the value of k in chunks, of
+// which a part changes from one put to the next.
+func (r *Report) savedByChunks(k KeyReport) uint64 {
+	w := shaper.Workload{KeyBytes: len(k.Key), ValueBytes: int(k.ValueBytes), Interval: time.Second, Changed: changedPart}
+	plan, err := shaper.Tune(w, shaper.Target{Server: shaper.Server{Version: r.version()}})
+	if err != nil {
+		r.Notes = append(r.Notes, fmt.Sprintf("what chunks would save of %s cannot be projected: %v", k.Key, err))
+		return 0
+	}
+	bytes := func(l shaper.Load) (sum float64) { // of one put
+		for _, e := range l.Entries {
+			sum += e.PerSecond * float64(e.Bytes)
+		}
+		return sum
+	}
+	r.estimate(fmt.Sprintf("what chunks save of the raft log is for %d entries, of which the key has its part, and for values of which %.0f %% changes", catchUpEntries, 100*changedPart))
+	return uint64(catchUpEntries * r.puts(k.Revisions) * max(bytes(plan.PlainLoad)-bytes(plan.ShapedLoad), 0))
+}
+
+// savedByCoalescing projects how much less is written in a day where of the puts of a key in
+// a second the last is written. What part of all puts those below p are it has from the
+// revisions that there are.
+func (r *Report) savedByCoalescing(p Prefix) uint64 {
+	if r.Growth == nil {
+		return 0
+	}
+	rate := r.Growth.RevisionsPerSecond * r.puts(p.Revisions)
+	perKey := rate / float64(p.Keys) * churnLinger
+	if perKey <= 0 {
+		return 0
+	}
+	r.estimate("what coalescing saves is for puts at random times, as many as there are revisions")
+	record := ratio(float64(p.LiveBytes+p.HistoryBytes), float64(p.Revisions))
+	if r.Source.Kind == "live" {
+		record = ratio(float64(p.LiveBytes), float64(p.Keys))
+	}
+	return uint64(rate * (1 - (1-math.Exp(-perKey))/perKey) * record * dayOfSeconds)
+}
+
+// estimate says once what an estimate is.
+func (r *Report) estimate(what string) {
+	if !slices.Contains(r.Estimates, what) {
+		r.Estimates = append(r.Estimates, what)
+	}
+}
 
 func (r *Report) findMembers() {
 	for _, m := range r.Members {
@@ -128,7 +253,7 @@ func (r *Report) findSpace() {
 			level = Critical
 		}
 		r.find(Finding{Level: level, Reason: fmt.Sprintf("the database is %.1f times what is in use of it, and its whole size counts against the quota", b.Bloat),
-			Saves: uint64(free), Do: "etcdctl defrag, one member after the other, the leader last"})
+			Saves: uint64(free), SavesOf: ofDatabase, Do: "etcdctl defrag, one member after the other, the leader last"})
 	}
 	if b.Quota > 0 && b.QuotaUse >= quotaWarning {
 		level := Warning
@@ -143,13 +268,12 @@ func (r *Report) findSpace() {
 		if *g.SecondsToQuota < dayOfSeconds {
 			level = Critical
 		}
-		r.find(Finding{Level: level, Reason: fmt.Sprintf("at %.4g revisions a second the quota is reached in %s, unless old revisions are compacted", g.RevisionsPerSecond, durationText(*g.SecondsToQuota)),
-			Do: "--auto-compaction-mode=periodic --auto-compaction-retention=1h"})
+		r.find(Finding{Level: level, Reason: fmt.Sprintf("at %.4g revisions a second the quota is reached in %s, with %s", g.RevisionsPerSecond, durationText(*g.SecondsToQuota), g.Compaction.text()), Do: g.Compaction.less()})
 	}
 	t := r.Totals
 	if all := t.LiveBytes + t.HistoryBytes; t.HistoryBytes >= historyMin && float64(t.HistoryBytes) >= historyShare*float64(all) {
 		r.find(Finding{Level: Warning, Reason: fmt.Sprintf("%.0f %% of the data are old revisions and deletes", 100*float64(t.HistoryBytes)/float64(all)),
-			Saves: t.HistoryBytes, Do: fmt.Sprintf("etcdctl compact %d, and --auto-compaction-mode=periodic --auto-compaction-retention=1h", r.Source.Revision)})
+			Saves: t.HistoryBytes, SavesOf: ofDatabase, Do: fmt.Sprintf("etcdctl compact %d, and --auto-compaction-mode=periodic --auto-compaction-retention=1h", r.Source.Revision)})
 	}
 }
 
@@ -163,15 +287,14 @@ func (r *Report) findKeys() {
 			level = Warning
 		}
 		r.find(Finding{Level: level, About: k.Key, Reason: fmt.Sprintf("its value has %s: each put of it is one raft entry of that size, and etcd refuses more than %s", bytesText(k.ValueBytes), bytesText(largestRequest)),
-			Do: "write it through kvwrap with the zero Config, which stores it in chunks"})
+			Saves: r.savedByChunks(k), SavesOf: ofRaftLog, Do: "write it through kvwrap with the zero Config, which stores it in chunks"})
 	}
 	for i, p := range r.Prefixes {
 		if i == 5 || p.Rest {
 			break
 		}
 		if p.Keys > 0 && p.PerKey >= churnPerKey && p.Revisions >= churnRevisions {
-			saves := p.HistoryBytes - p.HistoryBytes/10
-			r.find(Finding{Level: Info, About: p.Prefix, Reason: fmt.Sprintf("its keys have %.0f revisions each", p.PerKey), Saves: saves,
+			r.find(Finding{Level: Info, About: p.Prefix, Reason: fmt.Sprintf("its keys have %.0f revisions each", p.PerKey), Saves: r.savedByCoalescing(p), SavesOf: ofWrites,
 				Do: fmt.Sprintf("kvwrap.Rule{Prefix: %q, Coalesce: coalesce.LastWriteWins, Linger: time.Second}, where nobody needs each step", string(p.Prefix))})
 		}
 	}

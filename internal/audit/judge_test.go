@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/stretchr/testify/require"
 )
 
@@ -44,6 +46,11 @@ func TestJudge(t *testing.T) {
 		{"at the quota", func(*Report) {}, Assume{Quota: 101 << 20}, Critical, "99 % of the quota", "--quota-backend-bytes="},
 		{"grows", func(*Report) {}, Assume{RevisionsPerSecond: 100}, Critical, "the quota is reached in", "--auto-compaction-mode=periodic"},
 		{"grows slowly", func(*Report) {}, Assume{RevisionsPerSecond: .001}, OK, "", ""},
+		{"compacts often", func(r *Report) { r.Source.Compacted = 995 }, Assume{RevisionsPerSecond: 100}, OK, "", ""},
+		{"has compacted long ago", func(r *Report) { r.Source.Compacted = 1 }, Assume{RevisionsPerSecond: .1}, Warning, "with nothing compacted", "--auto-compaction-retention=1h"},
+		{"compacts too little", func(r *Report) { r.Source.Compacted = 1 }, Assume{RevisionsPerSecond: 10, Compaction: &shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: 2 * time.Hour}}, Critical, "with old revisions kept for 2.0 hours", "--auto-compaction-mode=periodic --auto-compaction-retention=1h0m0s"},
+		{"keeps too many", func(r *Report) {}, Assume{RevisionsPerSecond: 10, Compaction: &shaper.Compaction{Mode: shaper.CompactRevision, Revisions: 100_000}}, Critical, "with 100 000 old revisions kept", "--auto-compaction-mode=revision --auto-compaction-retention=50000"},
+		{"does not compact", func(r *Report) { r.Source.Compacted = 995 }, Assume{RevisionsPerSecond: 100, Compaction: &shaper.Compaction{}}, Critical, "with nothing compacted", "--auto-compaction-mode=periodic"},
 		{"history", func(r *Report) { r.Totals.HistoryBytes = 90 << 20 }, Assume{}, Warning, "53 % of the data are old revisions", "etcdctl compact 1000"},
 		{"alarm", func(r *Report) { r.Members = []Member{{Name: "m0", Alarms: []string{"NOSPACE"}}} }, Assume{}, Critical, "m0 has raised the alarm NOSPACE", "etcdctl alarm disarm"},
 		{"corrupt", func(r *Report) { r.Members = []Member{{Name: "m0", Alarms: []string{"CORRUPT"}}} }, Assume{}, Critical, "CORRUPT", "empty data directory"},
@@ -76,6 +83,37 @@ func TestJudge(t *testing.T) {
 			require.Contains(t, text.String(), c.says)
 		})
 	}
+}
+
+// TestSaves holds what findings promise to what it follows from.
+func TestSaves(t *testing.T) {
+	saves := func(r *Report, a Assume) (uint64, string) {
+		r.Judge(a)
+		require.Len(t, r.Findings, 1)
+		return r.Findings[0].Saves, r.Findings[0].SavesOf
+	}
+	// Half of all puts are of 1 MiB, which 5,000 entries hold 2,500 of. Of 256 chunks of 4 KiB
+	// with objects of 2 KiB a tenth of which changes, 1-0.9^4 are written again, compressed.
+	large := healthy()
+	large.BySize = []KeyReport{{Key: "/k", ValueBytes: 1 << 20, Revisions: 505}}
+	n, of := saves(large, Assume{})
+	require.Equal(t, ofRaftLog, of)
+	require.InEpsilon(t, 2500*(1<<20)*(1-(1-math.Pow(.9, 4))/2.8), n, .02)
+	require.Contains(t, strings.Join(large.Estimates, "\n"), "5000 entries")
+
+	rare := healthy()
+	rare.BySize = []KeyReport{{Key: "/k", ValueBytes: 1 << 20}}
+	n, of = saves(rare, Assume{})
+	require.Zero(t, n)
+	require.Empty(t, of)
+
+	// Ten keys with all puts, 100 a second: each has ten in a second, and keeps one.
+	churn := healthy()
+	churn.Totals = Totals{Keys: 10, LiveRecords: 10, LiveBytes: 1000, HistoryRecords: 19_990, HistoryBytes: 1_999_000, KeyBytes: 100}
+	churn.Prefixes = []Prefix{{Prefix: "/h/", Keys: 10, Revisions: 20_000, PerKey: 2000, LiveBytes: 1000, HistoryBytes: 1_999_000}}
+	n, of = saves(churn, Assume{RevisionsPerSecond: 100, Compaction: &shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Minute}})
+	require.Equal(t, ofWrites, of)
+	require.InEpsilon(t, 100*.9*100*dayOfSeconds, n, .001)
 }
 
 func TestConditions(t *testing.T) {

@@ -26,8 +26,9 @@ import (
 // Where the revision is compacted meanwhile, it goes on behind the last key that it has read,
 // at the current revision, and the report says so.
 type Live struct {
-	KV     clientv3.KV
-	Config Config
+	KV      clientv3.KV
+	Watcher clientv3.Watcher // nil: what the last compaction has left is not found out
+	Config  Config
 	// BytesPerSecond is the most that is read, keys and values. Zero is no limit.
 	BytesPerSecond int
 	// PageBytes is about how much is asked for at a time, where pages are. The default is
@@ -86,6 +87,11 @@ func (l *Live) Audit(ctx context.Context) (*Report, error) {
 	r := l.tally.report()
 	r.At, r.Source.Kind, r.Source.Revision, r.Source.RevisionAtEnd = start, "live", l.revision, l.later
 	r.Source.Cluster = fmt.Sprintf("%x", first.Header.ClusterId)
+	if l.Watcher != nil && err == nil {
+		if r.Source.Compacted, err = compacted(ctx, l.KV, l.Watcher); err != nil {
+			err = fmt.Errorf("asking for the last compaction: %w", err)
+		}
+	}
 	r.Source.Seconds = time.Since(start).Seconds()
 	r.Notes = append(l.notes, r.Notes...)
 	if err != nil {
@@ -97,6 +103,25 @@ func (l *Live) Audit(ctx context.Context) (*Report, error) {
 		r.Notes = append(r.Notes, fmt.Sprintf("%s: %d of %d keys were read, those before %q", why, l.tally.records, l.total, Key(l.next)))
 	}
 	return r, err
+}
+
+// compacted returns the revision of the last compaction, 0 where there was none. No request
+// asks for it, but a watch from a revision that is gone is told.
+func compacted(ctx context.Context, kv clientv3.KV, w clientv3.Watcher) (int64, error) {
+	if _, err := kv.Get(ctx, "\x00", clientv3.WithRev(1), clientv3.WithCountOnly()); !errors.Is(err, rpctypes.ErrCompacted) {
+		return 0, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for resp := range w.Watch(ctx, "\x00", clientv3.WithRev(1)) {
+		if resp.CompactRevision > 0 {
+			return resp.CompactRevision, nil
+		}
+		if err := resp.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return 0, ctx.Err()
 }
 
 // at is the revision that is read.

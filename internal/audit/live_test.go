@@ -60,6 +60,30 @@ func (c *counting) GetStream(ctx context.Context, key string, opts ...clientv3.O
 	return c.KV.GetStream(ctx, key, opts...)
 }
 
+// TestCompacted asks every version of etcd what its last compaction has left.
+func TestCompacted(t *testing.T) {
+	for _, version := range servers.Versions {
+		t.Run(version, func(t *testing.T) {
+			cli := servers.Start(t, version, servers.Config{}).Client(t)
+			none, err := compacted(t.Context(), cli.KV, cli.Watcher)
+			require.NoError(t, err)
+			require.Zero(t, none)
+			for range 3 {
+				put, err := cli.Put(t.Context(), "k", "v")
+				require.NoError(t, err)
+				before, err := compacted(t.Context(), cli.KV, cli.Watcher)
+				require.NoError(t, err)
+				require.Less(t, before, put.Header.Revision)
+				_, err = cli.Compact(t.Context(), put.Header.Revision)
+				require.NoError(t, err)
+				after, err := compacted(t.Context(), cli.KV, cli.Watcher)
+				require.NoError(t, err)
+				require.Equal(t, put.Header.Revision, after)
+			}
+		})
+	}
+}
+
 // TestLive reads every version of etcd, the old ones in pages, and then the same from a
 // server's own file.
 func TestLive(t *testing.T) {

@@ -99,8 +99,19 @@ type Growth struct {
 	// Measured is over how many seconds the rate was measured, 0 where it was given.
 	Measured       float64 `json:"measuredSeconds,omitempty"`
 	BytesPerSecond float64 `json:"bytesPerSecond"`
-	// SecondsToQuota is absent where nothing is written or there is no quota.
+	// SecondsToQuota is absent where it is never reached, as when nothing is written, there is
+	// no quota, or compaction keeps the database below it.
 	SecondsToQuota *float64 `json:"secondsToQuota,omitempty"`
+	Compaction     Kept     `json:"compaction"`
+}
+
+// Kept is what of old revisions is taken to be kept.
+type Kept struct {
+	Mode      string  `json:"mode"` // "none", "periodic" or "revision"
+	Seconds   float64 `json:"seconds,omitempty"`
+	Revisions int64   `json:"revisions,omitempty"`
+	// Seen is set where it is not given, but follows from the last compaction and the rate.
+	Seen bool `json:"seen,omitempty"`
 }
 
 // Totals are sums over everything.
@@ -157,7 +168,7 @@ type Prefix struct {
 	Leased       uint64  `json:"leased"`
 }
 
-// KeyReport is one key. What its list is not about is 0.
+// KeyReport is one key. What its list does not have is 0.
 type KeyReport struct {
 	Key          Key    `json:"key"`
 	ValueBytes   uint64 `json:"valueBytes,omitempty"`
@@ -255,7 +266,9 @@ type Finding struct {
 	Level  Level  `json:"level"`
 	About  Key    `json:"about,omitempty"` // the key or prefix; empty for the cluster
 	Reason string `json:"reason"`
-	// Saves is what doing it saves, in bytes, as far as that can be projected.
-	Saves uint64 `json:"saves,omitempty"`
-	Do    string `json:"do"` // the setting or the command
+	// Saves is what doing it saves, in bytes, as far as that can be projected, and SavesOf of
+	// what: "the database", "the raft log" of each member, or "writes a day" to its database.
+	Saves   uint64 `json:"saves,omitempty"`
+	SavesOf string `json:"savesOf,omitempty"`
+	Do      string `json:"do"` // the setting or the command
 }

@@ -103,11 +103,22 @@ func (t *tally) next() bool {
 		t.clear()
 		return true
 	}
+	t.settle()
 	if t.pass++; t.pass == t.passes {
 		return false
 	}
 	t.table.reset()
 	return true
+}
+
+// settle tells the largest values of this part of the keys how many revisions they have,
+// which came after them.
+func (t *tally) settle() {
+	for i, e := range t.bySize.entries {
+		if !t.live && t.mine(e.hash) {
+			t.bySize.entries[i].about.Revisions = t.table.find(e.hash).revisions()
+		}
+	}
 }
 
 // mine reports whether the logical key with the hash has its turn. The bits are others than
@@ -185,7 +196,7 @@ func (t *tally) add(r *record) {
 
 func (t *tally) addLive(p *prefixTally, owner uint64, r *record) {
 	size, length := uint64(r.bytes), uint64(len(r.value))
-	about := KeyReport{}
+	about := KeyReport{Revisions: uint64(r.version)} // which settle corrects where there is history
 	if !format.Plain(r.value) {
 		switch literal, m, err := format.Parse(r.value, maxValueBytes); {
 		case err != nil:
@@ -309,6 +320,7 @@ func (t *tally) giveUp() {
 
 // report returns what was counted.
 func (t *tally) report() *Report {
+	t.settle()
 	r := &Report{
 		Schema: Schema, Totals: t.totals, Values: t.values.distribution(), Chunked: t.chunked, Staging: t.staging,
 		Estimates: []string{fmt.Sprintf("quantiles of sizes (p50 to p99.9) are too large by at most %.1f %% of them; the maximum is exact", 100*SizeError)},

@@ -66,10 +66,10 @@ func (r *Report) headline() string {
 	if g := r.Growth; g != nil {
 		until = "nothing is written, so the quota is not reached"
 		if g.RevisionsPerSecond > 0 {
-			until = "the quota is not reached in a hundred years"
+			until = fmt.Sprintf("at %.4g revisions a second, with %s, it is never reached (estimate)", g.RevisionsPerSecond, g.Compaction.text())
 		}
 		if g.SecondsToQuota != nil {
-			until = fmt.Sprintf("at %.4g revisions a second it is reached in %s (estimate, without compaction)", g.RevisionsPerSecond, durationText(*g.SecondsToQuota))
+			until = fmt.Sprintf("at %.4g revisions a second it is reached in %s (estimate, with %s)", g.RevisionsPerSecond, durationText(*g.SecondsToQuota), g.Compaction.text())
 		}
 	}
 	return fmt.Sprintf("%s. %s; %s.", strings.ToUpper(string(r.Verdict)), capital(quota), until)
@@ -125,7 +125,7 @@ func (r *Report) Text(w io.Writer) error {
 		for _, f := range r.Findings {
 			say("  %-8s  %s%s.", f.Level, aboutText(f), f.Reason)
 			if f.Saves > 0 {
-				say("            Saves about %s.", bytesText(f.Saves))
+				say("            Saves about %s of %s.", bytesText(f.Saves), f.SavesOf)
 			}
 			say("            %s", f.Do)
 		}
