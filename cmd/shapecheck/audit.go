@@ -98,6 +98,8 @@ Exit codes:
 	f.DurationVar(&a.sample, "sample", 2*time.Second, "measure the rate of writes of a live cluster for this long at least; 0 does not measure it")
 	f.StringVar(&a.failOn, "fail-on", "", "exit with 20 where one of these conditions is met")
 	f.StringVar(&a.warnOn, "warn-on", "", "exit with 10 where one of these conditions is met")
+	complete(cmd, "write-out", "table", "json", "html")
+	complete(cmd, "auto-compaction-mode", "periodic", "revision")
 	a.space.register(cmd)
 	a.cluster.register(cmd)
 	return cmd

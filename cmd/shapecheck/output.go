@@ -22,7 +22,15 @@ const (
 
 func (o *outputFlag) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&o.format, "write-out", "w", asTable, "table or json")
+	complete(cmd, "write-out", asTable, asJSON)
 	o.given = func() bool { return cmd.Flags().Changed("write-out") }
+}
+
+// complete names the values of a flag for the completion of shells.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // there is no such flag, or it has its values already
+	}
 }
 
 // json reports whether it is JSON. Of the forms that etcdctl's variable may name for

@@ -11,7 +11,6 @@ func TestUsage(t *testing.T) {
 	require.Equal(t, exitOK, code)
 	require.Regexp(t, `demo +Plays a gateway`, stdout)
 	require.NotContains(t, stdout, "serve")
-	require.NotContains(t, stdout, "completion")
 	code, stdout, _ = shapecheck(t, "demo", "--help")
 	require.Equal(t, exitOK, code)
 	require.Contains(t, stdout, "(default 210)")
