@@ -260,8 +260,9 @@ func TestInterruptedIsPartial(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.True(t, r.Partial)
-	require.Equal(t, uint64(2*checkEvery), r.Totals.Keys)
-	require.Contains(t, r.Notes[0], "interrupted: only the newest 32768 records were read")
+	require.GreaterOrEqual(t, r.Totals.Keys, uint64(checkEvery))
+	require.Less(t, r.Totals.Keys, uint64(checkEvery+4096/17), "it ends with the page")
+	require.Contains(t, r.Notes[0], fmt.Sprintf("interrupted: only the newest %d records were read", r.Source.Records))
 }
 
 // TestChunkedKeys are shown as their logical values, whatever order they were written in.
