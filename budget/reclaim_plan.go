@@ -160,9 +160,9 @@ func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
 	case m.nearQuota():
 		return true, fmt.Sprintf("%s, and %.1f %% of the quota are used", frees, 100*m.QuotaUse)
 	case m.Bloat < opts.MinBloat:
-		return false, fmt.Sprintf("%s: not worth it below MinBloat, %.2f", frees, opts.MinBloat)
+		return false, fmt.Sprintf("%s: not worth it below a bloat of %.2f", frees, opts.MinBloat)
 	case m.Free() < opts.MinFree:
-		return false, fmt.Sprintf("%s: not worth it below MinFree, %s", frees, byteCount(float64(opts.MinFree)))
+		return false, fmt.Sprintf("%s: not worth it to free less than %s", frees, byteCount(float64(opts.MinFree)))
 	}
 	return true, frees
 }
@@ -233,7 +233,7 @@ func reclaimDoubt(h Health, voters []HealthID, applied int64, opts ReclaimOption
 			return doubt(nil, "it follows %s, another member %s: find out why they do not agree on a leader", m.Leader, leader)
 		}
 		if m.Lag > opts.MaxLag {
-			return doubt(nil, "it is %d entries behind, MaxLag is %d: wait until it has caught up, write less or raise MaxLag", m.Lag, opts.MaxLag)
+			return doubt(nil, "it is %d entries behind, %d are allowed: wait until it has caught up, write less, or allow more", m.Lag, opts.MaxLag)
 		}
 		if m.Revision < applied {
 			return doubt(nil, "it is at revision %d, and %d was written before: wait until it has caught up", m.Revision, applied)
