@@ -106,9 +106,9 @@ func Reclaim(ctx context.Context, cli *clientv3.Client, opts ReclaimOptions) (Re
 	return p.Run(ctx)
 }
 
-// PlanReclaim asks the members of the cluster how they are and returns what a reclaim
-// would do. It changes nothing. Its error is about the options, or says that there is no
-// quorum to tell who the members are.
+// PlanReclaim asks the members of the cluster how they are, and whether this user may
+// reclaim and nobody else does, and returns what a reclaim would do. It changes nothing. Its
+// error is about the options, or says that there is no quorum to tell who the members are.
 //
 // It and Run go past the client's KV and Lease, on its connection, or one that is like it
 // to a member: an installed kvwrap, or a namespace, does not matter.
@@ -126,6 +126,11 @@ func PlanReclaim(ctx context.Context, cli *clientv3.Client, opts ReclaimOptions)
 	}
 	p := planReclaim(h, opts)
 	p.cli = cli
+	if p.Doubt == nil {
+		l := &reclaimLock{cli: cli, kv: clientv3.NewKV(cli), key: opts.LockKey}
+		_, err := within(ctx, opts.RequestTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, l.look(ctx) })
+		p.Doubt = lockDoubt(err)
+	}
 	return p, nil
 }
 

@@ -86,13 +86,44 @@ func takeReclaimLock(ctx context.Context, cli *clientv3.Client, opts ReclaimOpti
 		l.role = true
 		err = l.takeRole(taking)
 	}
+	if err != nil {
+		return nil, lockDoubt(err)
+	}
+	return l, nil
+}
+
+// lockDoubt is the reason for which the lock cannot be had, nil for none.
+func lockDoubt(err error) error {
+	if err == nil || errors.Is(err, ErrReclaimBusy) {
+		return err
+	}
+	doubt := &ReclaimDoubtError{Step: "lock", Reason: err.Error(), Err: err}
+	if errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
+		doubt.Reason += ": reclaim as a user with the role root"
+	}
+	return doubt
+}
+
+// look says without a write why the lock could not be taken now: etcd lets nobody but root
+// read a role that is not his, which is what a defragmentation takes, too.
+func (l *reclaimLock) look(ctx context.Context) error {
+	holder, err := l.roleHolder(ctx)
 	switch {
 	case err == nil:
-		return l, nil
-	case errors.Is(err, ErrReclaimBusy):
-		return nil, err
+		return &ReclaimBusyError{Holder: holder, Role: reclaimLockRole}
+	case !errors.Is(err, rpctypes.ErrRoleNotFound):
+		return err
 	}
-	return nil, &ReclaimDoubtError{Step: "lock", Reason: err.Error(), Err: err}
+	return l.keyHeld(ctx)
+}
+
+// keyHeld returns an error where somebody has the key.
+func (l *reclaimLock) keyHeld(ctx context.Context) error {
+	found, err := l.kv.Get(ctx, l.key)
+	if err == nil && len(found.Kvs) > 0 {
+		err = &ReclaimBusyError{Holder: string(found.Kvs[0].Value), Key: l.key}
+	}
+	return err
 }
 
 func (l *reclaimLock) takeKey(ctx context.Context, ttl time.Duration) (err error) {
@@ -158,11 +189,7 @@ func (l *reclaimLock) takeRole(ctx context.Context) (err error) {
 	if _, err = l.cli.RoleGrantPermission(ctx, reclaimLockRole, l.holder, "", clientv3.PermissionType(clientv3.PermRead)); err != nil {
 		return err
 	}
-	found, err := l.kv.Get(ctx, l.key)
-	if err == nil && len(found.Kvs) > 0 {
-		err = &ReclaimBusyError{Holder: string(found.Kvs[0].Value), Key: l.key}
-	}
-	return err
+	return l.keyHeld(ctx)
 }
 
 // leftRole says that the role may be there for nobody.

@@ -102,8 +102,9 @@ type ReclaimPlan struct {
 	Steps   []ReclaimStep // in their order
 	Disarm  []HealthAlarm // of NOSPACE, when all is done
 
-	// Doubt is why Run would not begin with the cluster as it was, nil for nothing. Run
-	// waits, up to CatchUpTimeout, for it to go away.
+	// Doubt is why Run would not begin with the cluster as it was, nil for nothing: a
+	// [*ReclaimDoubtError], or a [*ReclaimBusyError]. Run waits for members, up to
+	// CatchUpTimeout; it does not for another reclaim, or for the role root.
 	Doubt error
 
 	cli  *clientv3.Client

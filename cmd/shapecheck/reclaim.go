@@ -12,7 +12,6 @@ import (
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -46,7 +45,8 @@ stops. One runs at a time in a cluster.
 The plan is printed first, and nothing is done before it is agreed to: by
 --yes, or by an answer on standard input. --dry-run asks the members, prints
 the plan and writes nothing; it fails where reclaim would not begin, with the
-reason.
+reason, such as a member that does not answer, another reclaim, or a user
+without the role root.
 
 With --when it does something only where a rule holds for some member.
 --min-bloat and --min-free then say which members are defragmented. A rule
@@ -254,9 +254,6 @@ func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	result, err := plan.Run(ctx)
 	doc.Result = doneOf(result)
 	r.tell("\n%s", result)
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		err = rootOnly("reclaiming", err)
-	}
 	return err
 }
 
