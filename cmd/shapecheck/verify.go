@@ -36,11 +36,14 @@ meanwhile, it goes on with the next key at a newer one, and says so.
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
 
-Exit codes: 0 all is well; 1 failed, or some values are for another version or
-reserved prefix, or the command line is wrong; 2 the cluster cannot be reached;
-10 chunks are orphaned or on another lease than their key, or there are keys
-that are not kvwrap's; 20 values are damaged; 130 interrupted, with what was
-found until then.`,
+Values of clients with another reserved prefix, or in a namespace, are not
+verified; it says with which flags they are. Run it for each.
+
+Exit codes: 0 all is well; 1 failed, or some values are for another version,
+reserved prefix or namespace, or the command line is wrong; 2 the cluster cannot
+be reached; 10 chunks are orphaned or on another lease than their key, or there
+are keys that are not kvwrap's; 20 values are damaged; 130 interrupted, with
+what was found until then.`,
 		Example: `  shapecheck verify --endpoints 10.0.0.1:2379
   shapecheck verify --endpoints 10.0.0.1:2379 --namespace app/ -w json`,
 		Args: noArgs,
@@ -71,7 +74,7 @@ func (v *verify) run(ctx context.Context, stdout, stderr io.Writer) error {
 	defer cli.Close()
 	progress := newProgress(stderr)
 	stored := namespace.NewKV(cli.KV, v.namespace)
-	report, failed := verified(ctx, stored, space, progress)
+	report, failed := verified(ctx, stored, v.namespace, space, progress)
 	progress.end()
 	if json {
 		err = writeJSON(stdout, report)
@@ -81,12 +84,12 @@ func (v *verify) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return errors.Join(err, report.verdict(failed))
 }
 
-// verified reads all there is. What it returns beside an error is what was found until
+// verified reads all there is in a namespace. What it returns beside an error is what was found until
 // then.
-func verified(ctx context.Context, stored clientv3.KV, space format.Keyspace, p *progress) (*verifyReport, error) {
+func verified(ctx context.Context, stored clientv3.KV, namespace string, space format.Keyspace, p *progress) (*verifyReport, error) {
 	report := &verifyReport{}
 	all := 0
-	c := &checker{space: space, found: report.add}
+	c := &checker{space: space, namespace: namespace, found: report.add}
 	c.done = func() {
 		if c.Keys%max(1, all/1000) == 0 { // a terminal is slower than etcd
 			p.count("verifying", min(c.Keys, all), max(1, all))
@@ -181,7 +184,7 @@ func (r *verifyReport) verdict(failed error) error {
 	case failed != nil:
 		return failed
 	case r.Unread.Count > 0:
-		return fmt.Errorf("%d values could not be verified", r.Unread.Count)
+		return fmt.Errorf("%d values are for another version, reserved prefix or namespace, and were not verified", r.Unread.Count)
 	case r.Orphaned.Count+r.OtherLease.Count+r.Strange.Count > 0:
 		return exitError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitWarning}
 	}
@@ -204,7 +207,7 @@ func (r *verifyReport) print(w io.Writer) error {
 	well := true
 	for kind, title := range [findingKinds]string{
 		damaged:  "Damaged values: %d. Put them again, or restore them from a snapshot.",
-		unread:   "Not verified, by another version or reserved prefix: %d.",
+		unread:   "Not verified, of another version, reserved prefix or namespace: %d.",
 		orphaned: "Keys with orphaned chunks: %d. shapecheck sweep deletes these.",
 		leased:   "Values with chunks on another lease: %d. They cannot be read when that expires: put them again.",
 		strange:  "Keys below the reserved prefix that are not kvwrap's: %d. Find out whose they are.",
