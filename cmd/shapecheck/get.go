@@ -98,6 +98,9 @@ func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 		kv = whole
 	}
 	found, _, err := g.read(ctx, kv, key)
+	if unreadable(err) {
+		return cmp.Or(g.misplaced(ctx, stored, space, key), err)
+	}
 	if err != nil {
 		return err
 	}
@@ -113,6 +116,26 @@ func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 	}
 	_, err = stdout.Write(found.Value)
 	return err
+}
+
+// misplaced returns an error with the flags by which a value can be read that could not be,
+// nil where there are none.
+func (g *get) misplaced(ctx context.Context, stored clientv3.KV, space format.Keyspace, key string) error {
+	kv, _, err := g.read(ctx, stored, key)
+	if err != nil {
+		return nil // the value could not be read, which is said
+	}
+	if _, m, err := format.Parse(kv.Value, maxValueBytes); err == nil && m != nil {
+		return g.wrongPlace(space, kv.Key, m)
+	}
+	return nil
+}
+
+func (g *get) wrongPlace(space format.Keyspace, key []byte, m *format.Manifest) error {
+	if flags := elsewhere(g.namespace, space, key, m); flags != "" {
+		return fmt.Errorf("%q is of a client with another reserved prefix or namespace: get it %s", key, flags)
+	}
+	return nil
 }
 
 // read reads the key, and says so where there is none. It returns the cluster's revision,
@@ -177,6 +200,9 @@ func (g *get) list(ctx context.Context, stored clientv3.KV, space format.Keyspac
 		case m == nil:
 			l.Kind, l.ValueBytes = "envelope", len(literal)
 		default:
+			if err := g.wrongPlace(space, kv.Key, m); err != nil {
+				return err
+			}
 			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision)}, space, kv, m); err != nil {
 				return err
 			}
