@@ -11,6 +11,7 @@ import (
 	"github.com/kvwrap/kvwrap"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -113,6 +114,10 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if err != nil {
 		return err
 	}
+	space, err := t.space.keyspace()
+	if err != nil {
+		return err
+	}
 	if t.sample < 0 || t.sample > 0 && t.sample < time.Second {
 		return fmt.Errorf("--sample %v: choose 1s or more", t.sample)
 	}
@@ -124,7 +129,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	var found *sample
 	if t.sample > 0 {
 		progress := newProgress(stderr)
-		if found, err = t.take(ctx, progress); err != nil {
+		if found, err = t.take(ctx, space, progress); err != nil {
 			return err
 		}
 		progress.end()
@@ -145,6 +150,9 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if err != nil {
 		return inFlags(err, workloadNames)
 	}
+	if t.space.reservedPrefix != defaultPrefix {
+		cfg.Chunk.ReservedPrefix = space.Prefix()
+	}
 	if json {
 		err = writeJSON(stdout, struct {
 			Sample *sample     `json:"sample,omitempty"`
@@ -164,11 +172,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 }
 
 // take takes a sample of what applications see of the keys.
-func (t *tune) take(ctx context.Context, p *progress) (*sample, error) {
-	space, err := t.space.keyspace()
-	if err != nil {
-		return nil, err
-	}
+func (t *tune) take(ctx context.Context, space format.Keyspace, p *progress) (*sample, error) {
 	return t.cluster.sample(ctx, t.workload.Prefix, t.sample, p, func(cli *clientv3.Client) error {
 		cli.KV, cli.Watcher, cli.Lease = namespace.NewKV(cli.KV, t.namespace), namespace.NewWatcher(cli.Watcher, t.namespace), namespace.NewLease(cli.Lease, t.namespace)
 		_, err := kvwrap.Install(cli, kvwrap.Config{Chunk: chunker.Config{ReadOnly: true, ReservedPrefix: space.Prefix(), MaxValueBytes: maxValueBytes}})
@@ -203,13 +207,15 @@ func goConfig(c kvwrap.Config) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("kvwrap.Config{")
-	line("\tChunk: chunker.Config{MaxEntryBytes: %d},", c.Chunk.MaxEntryBytes)
-	var fields []string
+	fields := []string{fmt.Sprintf("MaxEntryBytes: %d", c.Chunk.MaxEntryBytes)}
 	add := func(is bool, format string, args ...any) {
 		if is {
 			fields = append(fields, fmt.Sprintf(format, args...))
 		}
 	}
+	add(c.Chunk.ReservedPrefix != "", "ReservedPrefix: %q", c.Chunk.ReservedPrefix)
+	line("\tChunk: chunker.Config{%s},", strings.Join(fields, ", "))
+	fields = nil
 	add(c.Budget.Rates.Revisions > 0, "Rates: budget.Rates{Revisions: %v}", c.Budget.Rates.Revisions)
 	add(c.Budget.Shared, "Shared: true")
 	add(c.Budget.Register, "Register: true")
