@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -53,7 +54,8 @@ With --when it does something only where a rule holds for some member.
 compares bloat (size over what is in use), free, size, in-use and quota-use, as
 in "bloat>2 && free>100MiB" or "quota-use>80%"; of several rules one is enough.
 What nobody has compacted counts as in use. With --every it looks again and
-again until it is interrupted; after an error, too.
+again until it is interrupted; after an error, too, and where no member answers
+at first.
 
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
@@ -131,27 +133,47 @@ func (r *reclaim) run(ctx context.Context) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	cli, err := r.cluster.connect(ctx, 0)
-	if err != nil {
-		return err
+	var cli *clientv3.Client // nil until a member has answered
+	round := func() error {
+		if cli == nil {
+			first, err := r.cluster.connect(ctx, 0)
+			if err != nil {
+				return err
+			}
+			cli = first
+		}
+		return r.round(ctx, cli)
 	}
-	defer cli.Close()
-	round := func() error { return r.round(ctx, cli) }
+	defer func() {
+		if cli != nil {
+			cli.Close()
+		}
+	}()
 	if r.every == 0 {
 		return round()
 	}
 	ticker := time.NewTicker(r.every)
 	defer ticker.Stop()
-	return repeat(ctx, ticker.C, round, func(err error) { fmt.Fprintln(r.stderr, "shapecheck:", err) })
+	return repeat(ctx, ticker.C, round, func(err error) error {
+		var exit exitError
+		if cli == nil && (!errors.As(err, &exit) || exit.code != exitUnreachable || errors.Is(err, rpctypes.ErrAuthFailed)) {
+			return err // the command line is wrong, which does not pass
+		}
+		fmt.Fprintf(r.stderr, "shapecheck: %v\nshapecheck: going on: it looks again every %v\n", err, r.every)
+		return nil
+	})
 }
 
-// repeat calls round at once and at each tick, and hands its errors on. It ends with ctx.
-func repeat(ctx context.Context, tick <-chan time.Time, round func() error, failed func(error)) error {
+// repeat calls round at once and at each tick, and hands its errors on. It ends with ctx, or
+// when that returns an error.
+func repeat(ctx context.Context, tick <-chan time.Time, round func() error, failed func(error) error) error {
 	for {
 		if err := round(); ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		} else if err != nil {
-			failed(err)
+			if err := failed(err); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():

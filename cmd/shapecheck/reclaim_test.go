@@ -139,10 +139,42 @@ func TestRepeat(t *testing.T) {
 			cancel()
 		}
 		return nil
-	}, func(err error) { failed = append(failed, err) })
+	}, func(err error) error { failed = append(failed, err); return nil })
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 4, rounds)
 	require.Equal(t, []error{broken}, failed)
+
+	hopeless := errors.New("hopeless")
+	err = repeat(t.Context(), tick, func() error { return broken }, func(error) error { return hopeless })
+	require.Equal(t, hopeless, err)
+}
+
+// TestReclaimWaitsForTheCluster begins before the cluster does.
+func TestReclaimWaitsForTheCluster(t *testing.T) {
+	cluster := etcdtest.Start(t, 1, etcdtest.Advertise(t, 1))
+	proxy, err := etcdtest.NewProxy(cluster.Endpoints()[0])
+	require.NoError(t, err)
+	defer proxy.Close()
+	proxy.Refuse(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &interrupter{at: "Nothing to do", interrupt: cancel}
+	errs := &interrupter{at: "going on", interrupt: func() { proxy.Refuse(false) }}
+	args := []string{"reclaim", "--endpoints", proxy.Address(), "--yes", "--every", "1s", "--dial-timeout", "300ms"}
+	require.Equal(t, exitInterrupted, run(ctx, args, strings.NewReader(""), out, errs))
+	require.Contains(t, errs.String(), "are these the client addresses of members")
+	require.Contains(t, errs.String(), "\nshapecheck: going on: it looks again every 1s\n")
+
+	// What does not pass ends it.
+	for says, flag := range map[string][]string{
+		"TLS: open /none":           {"--cacert", "/none", "--endpoints", "https://127.0.0.1:1"},
+		"give the client addresses": {"--endpoints", ""},
+	} {
+		code, _, stderr := shapecheck(t, append([]string{"reclaim", "--yes", "--every", "1s"}, flag...)...)
+		require.Equal(t, exitFailed, code)
+		require.Contains(t, stderr, says)
+		require.NotContains(t, stderr, "going on")
+	}
 }
 
 func TestRules(t *testing.T) {
