@@ -75,6 +75,11 @@ type ReclaimResult struct {
 	Compacted int64 // the revision; 0 for none
 	Members   []ReclaimedMember
 	Disarmed  []HealthAlarm
+
+	// Revisions is how many it has made itself, with its lock and a write to see whether
+	// NOSPACE comes back. Where the cluster's revision is that of the plan and these, nobody
+	// else has written since, and compacting again would only make as many more.
+	Revisions int64
 }
 
 // String returns the result in lines.
@@ -189,6 +194,7 @@ func (r *reclaim) run(ctx context.Context) (err error) {
 		if e := r.lock.release(ctx); e != nil {
 			err = errors.Join(err, e)
 		}
+		r.result.Revisions = r.lock.revisions
 	}()
 	h, err := r.settled(ctx)
 	if err != nil {

@@ -64,6 +64,8 @@ type reclaimLock struct {
 	holder  string
 	timeout time.Duration // of a request
 
+	revisions int64 // that it has made
+
 	role    bool  // the lock is the role, and what follows is of no use
 	created int64 // CreateRevision of the key
 	lease   clientv3.Lease
@@ -157,6 +159,7 @@ func (l *reclaimLock) takeKey(ctx context.Context, ttl time.Duration) (err error
 		return &ReclaimBusyError{Holder: string(resp.Responses[0].GetResponseRange().Kvs[0].Value), Key: l.key}
 	}
 	l.created = resp.Header.Revision
+	l.revisions++
 	holder, err := l.roleHolder(ctx)
 	switch {
 	case errors.Is(err, rpctypes.ErrRoleNotFound):
@@ -243,8 +246,11 @@ func (l *reclaimLock) touch(ctx context.Context) error {
 		_, err := l.cli.RoleGrantPermission(ctx, reclaimLockRole, l.holder, "", clientv3.PermissionType(clientv3.PermRead))
 		return err
 	}
-	_, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).
+	resp, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).
 		Then(clientv3.OpPut(l.key, l.holder, clientv3.WithLease(l.id))).Commit()
+	if err == nil && resp.Succeeded {
+		l.revisions++
+	}
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		return nil
 	}
@@ -257,7 +263,12 @@ func (l *reclaimLock) probe(ctx context.Context) (*clientv3.DeleteResponse, erro
 	if _, err := l.kv.Put(ctx, key, l.holder); err != nil {
 		return nil, err
 	}
-	return l.kv.Delete(ctx, key)
+	l.revisions++
+	resp, err := l.kv.Delete(ctx, key)
+	if err == nil {
+		l.revisions++
+	}
+	return resp, err
 }
 
 // release gives the lock back, also when ctx has ended. Its error says that a role was
@@ -278,7 +289,9 @@ func (l *reclaimLock) release(ctx context.Context) error {
 	}
 	l.end()
 	if l.id != clientv3.NoLease {
-		l.lease.Revoke(ctx, l.id) // without an answer it expires by itself
+		if _, err := l.lease.Revoke(ctx, l.id); err == nil && l.created > 0 { // without an answer it expires by itself
+			l.revisions++
+		}
 	}
 	l.lease.Close()
 	return nil

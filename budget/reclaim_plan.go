@@ -98,7 +98,7 @@ type ReclaimStep struct {
 // has freed and by who leads then.
 type ReclaimPlan struct {
 	Health  Health
-	Compact int64         // the revision that Run compacts to; 0 for none
+	Compact int64         // the revision that Run compacts to; 0 for none, which a caller may set
 	Steps   []ReclaimStep // in their order
 	Disarm  []HealthAlarm // of NOSPACE, when all is done
 
@@ -114,11 +114,7 @@ type ReclaimPlan struct {
 // planReclaim is PlanReclaim when the members have been asked.
 func planReclaim(h Health, opts ReclaimOptions) *ReclaimPlan {
 	p := &ReclaimPlan{Health: h, Doubt: reclaimDoubt(h, reclaimVoters(h), 0, opts), opts: opts}
-	var revision int64
-	for _, m := range h.Members {
-		revision = max(revision, m.Revision)
-	}
-	p.Compact = max(0, revision-(opts.KeepRevisions-1))
+	p.Compact = max(0, h.revision()-(opts.KeepRevisions-1))
 	done := make(map[HealthID]bool)
 	for {
 		m, ok := reclaimNext(h, done)
@@ -136,6 +132,14 @@ func planReclaim(h Health, opts ReclaimOptions) *ReclaimPlan {
 		}
 	}
 	return p
+}
+
+// revision is the newest that a member has.
+func (h Health) revision() (revision int64) {
+	for _, m := range h.Members {
+		revision = max(revision, m.Revision)
+	}
+	return revision
 }
 
 // reclaimNext returns whose turn it is: learners, then followers, and the leader, whoever
@@ -252,6 +256,8 @@ func (p *ReclaimPlan) String() string {
 	}
 	if p.Compact > 0 {
 		line("compact to revision %d, which keeps %d", p.Compact, p.opts.KeepRevisions)
+	} else if p.Health.revision() >= p.opts.KeepRevisions {
+		line("compact nothing: that is done")
 	} else {
 		line("compact nothing: there are less than %d revisions", p.opts.KeepRevisions)
 	}

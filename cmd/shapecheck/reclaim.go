@@ -28,6 +28,7 @@ type reclaim struct {
 
 	rules          []*rule
 	json           bool
+	settled        int64 // the revision after the last round that has done something, where nobody else writes
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -233,6 +234,10 @@ func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	if err != nil {
 		return asking("asking for the members", err)
 	}
+	revision := newest(plan.Health)
+	if revision == r.settled { // to compact what the lock has written would make as much again
+		plan.Compact = 0
+	}
 	doc := reclaimRound{Health: plan.Health, Compact: plan.Compact, Disarm: plan.Disarm, Steps: []reclaimStep{}}
 	if plan.Doubt != nil {
 		doc.Doubt = plan.Doubt.Error()
@@ -274,6 +279,9 @@ func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 		}
 	}
 	result, err := plan.Run(ctx)
+	if r.settled = 0; err == nil {
+		r.settled = revision + result.Revisions
+	}
 	doc.Result = doneOf(result)
 	r.tell("\n%s", result)
 	return err
