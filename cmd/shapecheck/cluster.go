@@ -138,12 +138,13 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded
 }
 
-// asking says what has failed with err, and what to do about it.
-func asking(what string, err error) error {
+// asking says what has failed with err, and what to do about it: where etcd has refused it,
+// who may.
+func asking(who, what string, err error) error {
 	if timedOut(err) {
 		return fmt.Errorf("%s: %w: the cluster is slow, or has no leader; raise --command-timeout where it is slow", what, err)
 	}
-	return rootOnly(what, err)
+	return onlyFor(who, what, err)
 }
 
 // connect returns a client of the cluster, a member of which has answered. It may
@@ -163,7 +164,7 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, f.dialTimeout)
 		defer cancel()
-		if _, err = cli.Get(ctx, "\x00", clientv3.WithCountOnly()); errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
+		if _, err = cli.Get(ctx, "\x00", clientv3.WithCountOnly()); refused(err) {
 			err = nil // it has answered
 		}
 		if err != nil {

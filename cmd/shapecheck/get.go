@@ -143,12 +143,10 @@ func (g *get) wrongPlace(space format.Keyspace, key []byte, m *format.Manifest) 
 func (g *get) read(ctx context.Context, kv clientv3.KV, key string) (*mvccpb.KeyValue, int64, error) {
 	resp, err := kv.Get(ctx, key, clientv3.WithRev(g.revision))
 	switch {
-	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return nil, 0, fmt.Errorf("reading %q: %w: give a --user who may read it", key, err)
 	case errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev):
 		return nil, 0, fmt.Errorf("reading %q at revision %d: %w: choose a newer one that there is, or leave --rev out", key, g.revision, err)
 	case err != nil:
-		return nil, 0, asking(fmt.Sprintf("reading %q", key), err)
+		return nil, 0, asking("who may read it", fmt.Sprintf("reading %q", key), err)
 	case len(resp.Kvs) == 0:
 		return nil, 0, fmt.Errorf("there is no key %q%s: is it in a --namespace?", key, at(g.revision))
 	}
@@ -203,7 +201,7 @@ func (g *get) list(ctx context.Context, stored clientv3.KV, space format.Keyspac
 			if err := g.wrongPlace(space, kv.Key, m); err != nil {
 				return err
 			}
-			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision)}, space, kv, m); err != nil {
+			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision), "who may read the key's chunks, too; shapecheck roles says what is missing"}, space, kv, m); err != nil {
 				return err
 			}
 			l.Kind, l.ValueBytes, l.Token, l.Depth = "manifest", m.Length, m.Token.String(), m.Depth

@@ -20,6 +20,7 @@ type pager interface {
 type pinned struct {
 	stored   clientv3.KV
 	revision int64
+	who      string // may read them, for errors
 }
 
 // keysPage is how many keys are listed at a time, without values.
@@ -34,7 +35,7 @@ func (p pinned) page(ctx context.Context, r format.Range, keysOnly bool) ([]*mvc
 	}
 	resp, err := p.stored.Get(ctx, string(r.Key), opts...)
 	if err != nil {
-		return nil, false, asking(fmt.Sprintf("reading keys from %q on", r.Key), err)
+		return nil, false, asking(p.who, fmt.Sprintf("reading keys from %q on", r.Key), err)
 	}
 	return resp.Kvs, resp.More, nil
 }

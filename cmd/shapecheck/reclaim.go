@@ -232,7 +232,7 @@ func doneOf(r budget.ReclaimResult) *reclaimDone {
 func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	plan, err := budget.PlanReclaim(ctx, cli, r.opts)
 	if err != nil {
-		return asking("asking for the members", err)
+		return asking("with the role root", "asking for the members", err)
 	}
 	revision := newest(plan.Health)
 	if revision == r.settled { // to compact what the lock has written would make as much again

@@ -114,13 +114,30 @@ func (r *roles) run(ctx context.Context, stdout io.Writer) error {
 	return err
 }
 
-// rootOnly says who may do what etcd has refused.
-func rootOnly(what string, err error) error {
-	if errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
-		return fmt.Errorf("%s: %w: give a --user with the role root", what, err)
+// refused reports whether etcd lets this user, or nobody without a name, not do something. Of
+// a watch it says so in words only.
+func refused(err error) bool {
+	if err == nil {
+		return false
+	}
+	for _, e := range []error{rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty} {
+		if errors.Is(err, e) || strings.Contains(err.Error(), rpctypes.ErrorDesc(e)) {
+			return true
+		}
+	}
+	return false
+}
+
+// onlyFor says what has failed with err, and where etcd has refused it, who may.
+func onlyFor(who, what string, err error) error {
+	if refused(err) {
+		return fmt.Errorf("%s: %w: give a --user %s", what, err, who)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// rootOnly is onlyFor the role root.
+func rootOnly(what string, err error) error { return onlyFor("with the role root", what, err) }
 
 func permissionName(t authpb.Permission_Type) string { return strings.ToLower(t.String()) }
 

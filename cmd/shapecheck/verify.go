@@ -33,7 +33,8 @@ It writes nothing, and takes the memory of the largest value, whatever the
 number of keys. Applications may go on. Where the revision is compacted
 meanwhile, it goes on with the next key at a newer one, and says so.
 
-With authentication it takes a user with the role root.
+With authentication it takes a user who may read all keys: the role root, or
+read permission from \x00 on; with --namespace, on the keys that begin with it.
 ` + clusterHelp + `
 
 Values of clients with another reserved prefix, or in a namespace, are not
@@ -96,12 +97,16 @@ func verified(ctx context.Context, stored clientv3.KV, namespace string, space f
 		}
 	}
 	defer func() { report.checkCounts = c.checkCounts }()
+	who := `with the role root, or who may read all keys, from "\x00" on`
+	if namespace != "" {
+		who = fmt.Sprintf("who may read all keys with the prefix %q", namespace)
+	}
 	for stuck := 0; ; {
 		at, err := stored.Get(ctx, space.Prefix(), clientv3.WithCountOnly())
 		if err != nil {
-			return report, asking("asking for the revision", err)
+			return report, asking(who, "asking for the revision", err)
 		}
-		pin := pinned{stored, at.Header.Revision}
+		pin := pinned{stored, at.Header.Revision, who}
 		if report.Revision = pin.revision; all == 0 {
 			if all, err = pin.count(ctx, space); err != nil {
 				return report, err
@@ -130,7 +135,7 @@ func (p pinned) count(ctx context.Context, space format.Keyspace) (n int, err er
 	for _, r := range space.Logical(format.Range{Key: firstKey, End: []byte{0}}) {
 		resp, err := p.stored.Get(ctx, string(r.Key), clientv3.WithRange(string(r.End)), clientv3.WithRev(p.revision), clientv3.WithCountOnly())
 		if err != nil {
-			return 0, asking("counting keys", err)
+			return 0, asking(p.who, "counting keys", err)
 		}
 		n += int(resp.Count)
 	}
