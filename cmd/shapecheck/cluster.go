@@ -63,8 +63,11 @@ func (f *clusterFlags) fromEnvironment(names ...string) error {
 	for _, name := range names {
 		variable := "ETCDCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 		value := os.Getenv(variable)
-		if value == "" || given[name] || name == "password" && given["user"] && strings.Contains(f.user, ":") {
+		if value == "" || given[name] {
 			continue
+		}
+		if name == "password" && (f.user == "" || given["user"] && strings.Contains(f.user, ":")) {
+			continue // whose it is nobody has said, or --user has its own
 		}
 		if err := f.flags.Set(name, value); err != nil {
 			return fmt.Errorf("%s=%q: %w: correct it, or give --%s", variable, value, err, name)
