@@ -82,12 +82,12 @@ func (d *demo) check(set func(flag string) bool) error {
 		return fmt.Errorf("--pipelines is %d: choose 1 to 4000", d.pipelines)
 	case !(d.changed >= 0 && d.changed <= 100):
 		return fmt.Errorf("--changed is %v: choose 0 to 100 per cent", d.changed)
-	case d.publishes < 1:
-		return fmt.Errorf("--publishes is %d: choose 1 or more", d.publishes)
+	case d.publishes < 1 || d.publishes > 1e6:
+		return fmt.Errorf("--publishes is %d: choose 1 to 1000000", d.publishes)
 	case !own && set("snapshot-catchup-entries"):
 		return fmt.Errorf("--snapshot-catchup-entries is for the demo's own servers: leave it out with --endpoints")
-	case own && d.catchUp < 1:
-		return fmt.Errorf("--snapshot-catchup-entries is 0: choose 1 or more")
+	case own && (d.catchUp < 1 || d.catchUp > 1e6):
+		return fmt.Errorf("--snapshot-catchup-entries is %d: choose 1 to 1000000", d.catchUp)
 	case own && uint64(d.publishes) < d.catchUp+logCompaction:
 		return fmt.Errorf("--publishes is %d, --snapshot-catchup-entries %d: choose %d publishes or more, so that the raft log fills",
 			d.publishes, d.catchUp, d.catchUp+logCompaction)

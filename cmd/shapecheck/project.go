@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -193,11 +194,15 @@ func (p *project) check(flags *pflag.FlagSet) error {
 func (in *projectInput) changed(change string, sampled bool) (*projectInput, error) {
 	other := &projectInput{}
 	flags := other.register()
+	var err error
 	in.flags.VisitAll(func(f *pflag.Flag) {
 		if f.Changed { // on the command line, whose flag set has the same flags
-			flags.Set(f.Name, f.Value.String())
+			err = errors.Join(err, flags.Set(f.Name, f.Value.String()))
 		}
 	})
+	if err != nil {
+		return nil, err
+	}
 	words := strings.Fields(change)
 	if len(words) == 0 {
 		return nil, fmt.Errorf(`--what-if %q: name flags to change, as in "writes=3 value-bytes=1MB"`, change)
@@ -223,10 +228,10 @@ func (in *projectInput) project(found *sample) (projected, error) {
 	if err != nil {
 		return projected{}, err
 	}
-	if in.txnPuts < 0 {
-		return projected{}, fmt.Errorf("--txn-puts %d: choose 1 or more, or 0 for single puts", in.txnPuts)
+	l, err := in.load()
+	if err != nil {
+		return projected{}, err
 	}
-	l := in.load()
 	if found != nil {
 		if l = found.load(); !in.server.givenVersion() {
 			server.Version = found.Version
@@ -250,8 +255,18 @@ func (in *projectInput) project(found *sample) (projected, error) {
 	})
 }
 
-func (in *projectInput) load() shaper.Load {
-	value := int(min(int64(in.valueBytes), math.MaxInt32))
+func (in *projectInput) load() (shaper.Load, error) {
+	value, err := in.valueBytes.length("value-bytes")
+	switch {
+	case err != nil:
+		return shaper.Load{}, err
+	case in.txnPuts < 0 || in.txnPuts > 1e6:
+		return shaper.Load{}, fmt.Errorf("--txn-puts %d: choose 1 to 1,000,000, or 0 for single puts", in.txnPuts)
+	case in.keyBytes < 0 || in.keyBytes > 1<<30:
+		return shaper.Load{}, fmt.Errorf("--key-bytes %d: choose less than 1GiB", in.keyBytes)
+	case in.keys < 0 || in.keys > 1e9:
+		return shaper.Load{}, fmt.Errorf("--keys %d: choose 0 to 1,000,000,000", in.keys)
+	}
 	entry := shaper.EntryRate{PerSecond: in.writes, Bytes: shaper.PutProposal(in.keyBytes, value, in.leased)}
 	record := shaper.RecordRate{PerSecond: in.writes, KeyBytes: in.keyBytes, ValueBytes: value, Keys: in.keys, Leased: in.leased}
 	if in.txnPuts > 0 {
@@ -261,7 +276,7 @@ func (in *projectInput) load() shaper.Load {
 	return shaper.Load{
 		Entries: []shaper.EntryRate{entry}, Records: []shaper.RecordRate{record},
 		Live: shaper.Live{InUse: int64(in.liveBytes), Keys: in.liveKeys},
-	}
+	}, nil
 }
 
 // scaled returns a load with so many times the writes and keys, and values so many times

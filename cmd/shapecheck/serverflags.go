@@ -34,14 +34,21 @@ func (f *serverFlags) register(flags *pflag.FlagSet) {
 	f.givenMost = func() bool { return flags.Changed("quota-backend-bytes") }
 }
 
+// mostHours is a hundred years.
+const mostHours = 100 * 365 * 24
+
 func (f *serverFlags) server() (shaper.Server, error) {
 	s := shaper.Server{Version: f.version, SnapshotCount: f.snapshotCount, CatchUpEntries: f.catchUp, Quota: int64(f.quota), GOGC: f.gogc}
 	number, err := strconv.ParseInt(f.retention, 10, 64)
 	switch {
+	case f.compaction != "periodic" && f.compaction != "revision":
+		return s, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
 	case err == nil && number == 0:
 		return s, nil
 	case f.compaction == "revision" && err == nil:
 		s.Compaction = shaper.Compaction{Mode: shaper.CompactRevision, Revisions: number}
+	case f.compaction == "periodic" && err == nil && (number < 0 || number > mostHours):
+		return s, fmt.Errorf("--auto-compaction-retention %q: choose up to %d hours, 100 years, or 0 to compact nothing", f.retention, mostHours)
 	case f.compaction == "periodic" && err == nil:
 		s.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Duration(number) * time.Hour}
 	case f.compaction == "periodic":
@@ -50,10 +57,8 @@ func (f *serverFlags) server() (shaper.Server, error) {
 			return s, fmt.Errorf("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
 		}
 		s.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
-	case f.compaction == "revision":
-		return s, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
 	default:
-		return s, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
+		return s, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
 	}
 	return s, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"strings"
 	"time"
 
@@ -124,8 +123,12 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if t.sample == 0 && flags.Changed("endpoints") {
 		return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 	}
-	t.workload.ValueBytes = int(min(int64(t.valueBytes), math.MaxInt32))
-	t.workload.ObjectBytes = int(min(int64(t.objectBytes), math.MaxInt32))
+	if t.workload.ValueBytes, err = t.valueBytes.length("value-bytes"); err != nil {
+		return err
+	}
+	if t.workload.ObjectBytes, err = t.objectBytes.length("object-bytes"); err != nil {
+		return err
+	}
 	var found *sample
 	if t.sample > 0 {
 		progress := newProgress(stderr)
