@@ -71,7 +71,7 @@ func (c *checker) run(ctx context.Context, p pager) error {
 		c.from = firstKey
 	}
 	rest := format.Range{Key: c.from, End: []byte{0}}
-	keys, stopKeys := iter.Pull2(eachKey(ctx, p, c.space.Logical(rest), false))
+	keys, stopKeys := iter.Pull2(eachKey(ctx, p, c.space.Logical(rest)))
 	defer stopKeys()
 	groups, stopGroups := iter.Pull2(c.groups(ctx, p, c.space.Chunks(rest)))
 	defer stopGroups()
@@ -128,7 +128,7 @@ type chunkGroup struct {
 func (c *checker) groups(ctx context.Context, p pager, r format.Range) iter.Seq2[chunkGroup, error] {
 	return func(yield func(chunkGroup, error) bool) {
 		var g chunkGroup
-		for kv, err := range eachKey(ctx, p, []format.Range{r}, true) {
+		for kv, err := range inPages(ctx, p, []format.Range{r}, keysPage, nil, true) {
 			if err != nil {
 				yield(g, err)
 				return

@@ -29,8 +29,8 @@ func verifyCommand() *cobra.Command {
 		Long: `Reads every key and every chunk as they are at one revision, checks each value
 that is stored in chunks as every read does, and lists those that are damaged
 and the chunks that no value names. Writes under way are not taken for damage.
-It writes nothing, and takes the memory of the largest value, whatever the
-number of keys. Applications may go on. Where the revision is compacted
+It writes nothing, and takes the memory of a few of the largest values, whatever
+the number of keys. Applications may go on. Where the revision is compacted
 meanwhile, it goes on with the next key at a newer one, and says so.
 
 With authentication it takes a user who may read all keys: the role root, or

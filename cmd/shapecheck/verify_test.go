@@ -29,7 +29,7 @@ type shelf struct {
 	fail func() error // before each page, or nil
 }
 
-func (s *shelf) page(_ context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
+func (s *shelf) page(_ context.Context, r format.Range, _ int, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
 	if s.fail != nil {
 		if err := s.fail(); err != nil {
 			return nil, false, err
@@ -375,10 +375,10 @@ func (c crowd) first(from []byte, key func(i int) []byte) int {
 	return sort.Search(c.n, func(i int) bool { return bytes.Compare(key(i), from) >= 0 })
 }
 
-func (c crowd) page(_ context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
-	most, key := pageKeys, c.key
+func (c crowd) page(_ context.Context, r format.Range, most int, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
+	key := c.key
 	if keysOnly {
-		most, key = keysPage, func(i int) []byte { return c.space.ChunkKey(c.key(i), format.ID{Index: 1}) }
+		key = func(i int) []byte { return c.space.ChunkKey(c.key(i), format.ID{Index: 1}) }
 	}
 	for i := c.first(r.Key, key); i < c.n && len(kvs) < most; i++ {
 		if k := key(i); r.Unbounded() || bytes.Compare(k, r.End) < 0 {
@@ -418,6 +418,50 @@ func TestCheckerMemory(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, r.print(&out))
 	require.Contains(t, out.String(), fmt.Sprintf("\n  and %d more\n", many.n-mostFindings))
+}
+
+// library is a pager of keys with large plain values, which come as they are asked for.
+type library struct {
+	crowd
+	large int
+	most  int // bytes of a page
+}
+
+func (l *library) page(ctx context.Context, r format.Range, most int, keysOnly bool) ([]*mvccpb.KeyValue, bool, error) {
+	if bytes.HasPrefix(r.Key, []byte(l.space.Prefix())) {
+		return nil, false, nil
+	}
+	kvs, more, err := l.crowd.page(ctx, r, most, keysOnly)
+	bytes := 0
+	for _, kv := range kvs {
+		kv.Value = make([]byte, l.large)
+		bytes += l.large
+	}
+	l.most = max(l.most, bytes)
+	return kvs, more, err
+}
+
+// TestCheckerPages does not hold many large values at a time.
+func TestCheckerPages(t *testing.T) {
+	space, err := format.NewKeyspace("\x00kvw/")
+	require.NoError(t, err)
+	for _, large := range []int{10, 100 << 10, 1536 << 10, 20 << 20} {
+		l := &library{crowd: crowd{space, 100}, large: large}
+		r := &verifyReport{}
+		c := &checker{space: space, found: r.add, done: func() {}}
+		require.NoError(t, c.run(t.Context(), l))
+		require.Equal(t, 100, c.Keys)
+		require.LessOrEqual(t, l.most, max(2*pageBytes, firstKeys*large))
+	}
+	var pages []int
+	for most := firstKeys; len(pages) < 5; most = nextPage(most, []*mvccpb.KeyValue{{Value: make([]byte, 100)}}) {
+		pages = append(pages, most)
+	}
+	require.Equal(t, []int{4, 8, 16, 32, 64}, pages)
+	require.Equal(t, 4, nextPage(4, nil), "which says nothing")
+	require.Equal(t, 2, nextPage(64, []*mvccpb.KeyValue{{Value: make([]byte, 96<<20)}}))
+	require.Equal(t, 1, nextPage(4, []*mvccpb.KeyValue{{Value: make([]byte, 40<<20)}}))
+	require.Equal(t, 8, nextPage(8, []*mvccpb.KeyValue{{Value: make([]byte, 3<<20)}}))
 }
 
 // forgetful is a KV whose revisions are compacted as soon as they are there.
