@@ -164,13 +164,8 @@ func (a *auditing) check() (err error) {
 		return fmt.Errorf("--warn-on: %w", err)
 	}
 	if a.compare != "" {
-		old, err := os.ReadFile(a.compare)
-		if err != nil {
-			return fmt.Errorf("--compare: %w: give a file that audit -w json has written", err)
-		}
-		a.before = new(audit.Report)
-		if err := json.Unmarshal(old, a.before); err != nil || a.before.Schema != audit.Schema {
-			return fmt.Errorf("--compare %s: it is no report of schema %d: give a file that audit -w json has written", a.compare, audit.Schema)
+		if a.before, err = readReport("compare", a.compare); err != nil {
+			return err
 		}
 	}
 	return nil

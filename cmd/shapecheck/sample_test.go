@@ -158,7 +158,7 @@ func TestWhatIfHasTheFlags(t *testing.T) {
 		require.Equal(t, value, flag.Value.String(), name)
 	}
 	found := &sample{Took: time.Second, Version: "3.7.0", Quota: 8 << 30}
-	p, err := changed.project(found)
+	p, err := changed.project(found, nil)
 	require.NoError(t, err)
 	require.EqualValues(t, 2<<30, p.Projection.Server.Quota, "etcd's default")
 }

@@ -27,6 +27,7 @@ type tune struct {
 	tmpfs                   bool
 	server                  serverFlags
 	sample                  time.Duration
+	audit                   string // a file
 	namespace               string
 	output                  outputFlag
 	space                   spaceFlags
@@ -50,6 +51,12 @@ see, such as how much of a value changes, is for flags to say. Keys that are
 written less than once in that time are seen less than they should be: choose
 it longer than their interval.
 
+With --audit it is from a report that "audit -w json" has saved: of all keys, or
+those with --prefix, their number and lengths, the rate, the servers' version
+and quota; flags win. The rate is that of all keys, each written in its turn; of
+a part, and of an audit of a file, it is not known, and --interval has to say
+it.
+
 All figures are estimates.
 ` + clusterHelp + `
 
@@ -60,7 +67,9 @@ nearest settings; 130 interrupted.`,
       --changed 0.03 --raft-log 512MiB
   shapecheck tune --prefix offsets/ --keys 200 --key-bytes 30 --value-bytes 19 \
       --interval 40ms --freshness 250ms --latest --increasing --polled
-  shapecheck tune --endpoints 10.0.0.1:2379 --sample 30s --prefix stats/`,
+  shapecheck tune --endpoints 10.0.0.1:2379 --sample 30s --prefix stats/
+  shapecheck audit --endpoints 10.0.0.1:2379 -w json > saved.json
+  shapecheck tune --audit saved.json --prefix stats/ --interval 5s`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.run(cmd.Context(), cmd.Flags(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -88,6 +97,7 @@ nearest settings; 130 interrupted.`,
 	f.BoolVar(&t.tmpfs, "tmpfs", false, "members keep their data in memory")
 	f.DurationVar(&t.sample, "sample", 0, "watch the cluster at --endpoints for so long")
 	f.StringVar(&t.namespace, "namespace", "", "of the applications' clients, where they have one (namespace.NewKV)")
+	f.StringVar(&t.audit, "audit", "", "take the workload from this report of audit -w json, but for flags")
 	t.server.register(f)
 	t.output.register(cmd)
 	t.space.register(cmd)
@@ -120,6 +130,9 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if t.sample < 0 || t.sample > 0 && t.sample < time.Second {
 		return fmt.Errorf("--sample %v: choose 1s or more", t.sample)
 	}
+	if t.sample > 0 && t.audit != "" {
+		return fmt.Errorf("--sample %v and --audit %s: choose one of them", t.sample, t.audit)
+	}
 	if t.sample == 0 && flags.Changed("endpoints") {
 		return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 	}
@@ -130,6 +143,16 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 		return err
 	}
 	var found *sample
+	var saved *audited
+	if t.audit != "" {
+		if saved, err = readAudited(t.audit, t.workload.Prefix); err != nil {
+			return err
+		}
+		if err := saved.fill(&t.workload, t.audit, flags.Changed); err != nil {
+			return err
+		}
+		saved.server(&t.server, &server)
+	}
 	if t.sample > 0 {
 		progress := newProgress(stderr)
 		if found, err = t.take(ctx, space, progress); err != nil {
@@ -159,12 +182,16 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if json {
 		err = writeJSON(stdout, struct {
 			Sample *sample     `json:"sample,omitempty"`
+			Audit  *audited    `json:"audit,omitempty"`
 			Plan   shaper.Plan `json:"plan"`
 			Config string      `json:"config"` // in Go
-		}{found, plan, goConfig(cfg)})
+		}{found, saved, plan, goConfig(cfg)})
 	} else {
 		if found != nil {
 			fmt.Fprintf(stdout, "%s\n\n", found)
+		}
+		if saved != nil {
+			fmt.Fprintf(stdout, "%s\n\n", saved)
 		}
 		_, err = fmt.Fprintf(stdout, "%s\n%s", plan, goConfig(cfg))
 	}
