@@ -38,15 +38,22 @@ func demoCommand() *cobra.Command {
 		Short: "Plays a gateway's statistics through a plain client and through kvwrap, side by side",
 		Long: `Plays the case that kvwrap was made for: a gateway that writes the statistics of
 all its pipelines, about 2 MB, into one key every few seconds. Each publish is
-made twice, through the plain client and through kvwrap, and what it costs etcd is
-measured.
+made twice, through the plain client and through kvwrap, and what it costs etcd
+is measured.
 
 Without --endpoints it starts two etcd servers of its own, one for each side, as
 child processes on the loopback interface, and removes them afterwards. With
 --endpoints it plays on that cluster, below a prefix of its own that it removes
 afterwards; the server's memory is then projected and not measured.
 
-"demo offsets" plays the other case, a broker that commits offsets.`,
+"demo offsets" plays the other case, a broker that commits offsets.
+
+The other flags that say how to reach the cluster may be left out where the
+environment has etcdctl's variables: ETCDCTL_CACERT, ETCDCTL_USER and so on;
+--endpoints may not. A flag wins.
+
+Exit codes: 0 played; 1 failed, or the command line is wrong; 2 the cluster
+cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck demo
   shapecheck demo --changed 10
   shapecheck demo offsets
