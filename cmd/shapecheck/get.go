@@ -105,14 +105,7 @@ func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 		return err
 	}
 	if json {
-		return writeJSON(stdout, struct {
-			Key            []byte `json:"key"`
-			Value          []byte `json:"value"`
-			CreateRevision int64  `json:"create_revision"`
-			ModRevision    int64  `json:"mod_revision"`
-			Version        int64  `json:"version"`
-			Lease          int64  `json:"lease,omitempty"`
-		}{found.Key, found.Value, found.CreateRevision, found.ModRevision, found.Version, found.Lease})
+		return writeJSON(stdout, keyDocument{found.Key, found.Value, found.CreateRevision, found.ModRevision, found.Version, found.Lease})
 	}
 	_, err = stdout.Write(found.Value)
 	return err
@@ -158,6 +151,16 @@ func at(revision int64) string {
 		return ""
 	}
 	return fmt.Sprintf(" at revision %d", revision)
+}
+
+// keyDocument is a key, for programs.
+type keyDocument struct {
+	Key            []byte `json:"key"`
+	Value          []byte `json:"value"`
+	CreateRevision int64  `json:"create_revision"`
+	ModRevision    int64  `json:"mod_revision"`
+	Version        int64  `json:"version"`
+	Lease          int64  `json:"lease,omitempty"`
 }
 
 // chunkList is what --chunks shows.

@@ -125,6 +125,14 @@ type projected struct {
 	Projection shaper.Projection `json:"projection"`
 }
 
+// projectDocument is all of it, for programs.
+type projectDocument struct {
+	Sample *sample  `json:"sample,omitempty"`
+	Audit  *audited `json:"audit,omitempty"`
+	projected
+	WhatIf []projected `json:"whatIf,omitempty"`
+}
+
 func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.Writer) error {
 	json, err := p.output.json()
 	if err != nil {
@@ -172,12 +180,7 @@ func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr 
 		all = append(all, one)
 	}
 	if json {
-		return writeJSON(stdout, struct {
-			Sample *sample  `json:"sample,omitempty"`
-			Audit  *audited `json:"audit,omitempty"`
-			projected
-			WhatIf []projected `json:"whatIf,omitempty"`
-		}{found, saved, all[0], all[1:]})
+		return writeJSON(stdout, projectDocument{found, saved, all[0], all[1:]})
 	}
 	if found != nil {
 		fmt.Fprintf(stdout, "%s\n\n", found)

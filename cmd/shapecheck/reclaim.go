@@ -209,6 +209,7 @@ type reclaimDone struct {
 	Compacted int64                `json:"compacted"` // the revision; 0 for none
 	Members   []reclaimedMember    `json:"members"`
 	Disarmed  []budget.HealthAlarm `json:"disarmed,omitempty"`
+	Revisions int64                `json:"revisions"` // that it has made itself
 }
 
 type reclaimedMember struct {
@@ -219,7 +220,7 @@ type reclaimedMember struct {
 }
 
 func doneOf(r budget.ReclaimResult) *reclaimDone {
-	done := &reclaimDone{Compacted: r.Compacted, Members: []reclaimedMember{}, Disarmed: r.Disarmed}
+	done := &reclaimDone{Compacted: r.Compacted, Members: []reclaimedMember{}, Disarmed: r.Disarmed, Revisions: r.Revisions}
 	for _, m := range r.Members {
 		done.Members = append(done.Members, reclaimedMember{
 			reclaimStep{m.Member.ID, m.Member.Name, m.Defragment, m.Reason}, m.Member.DbSize, m.After.DbSize, m.Took.Seconds(),

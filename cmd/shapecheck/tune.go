@@ -114,6 +114,14 @@ var workloadNames = map[string]string{
 	"Target.BackendBytesPerSecond": "backend-bytes", "Target.FileBytes": "file",
 }
 
+// tuneDocument is a plan, for programs.
+type tuneDocument struct {
+	Sample *sample     `json:"sample,omitempty"`
+	Audit  *audited    `json:"audit,omitempty"`
+	Plan   shaper.Plan `json:"plan"`
+	Config string      `json:"config"` // in Go
+}
+
 func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.Writer) error {
 	json, err := t.output.json()
 	if err != nil {
@@ -180,12 +188,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 		cfg.Chunk.ReservedPrefix = space.Prefix()
 	}
 	if json {
-		err = writeJSON(stdout, struct {
-			Sample *sample     `json:"sample,omitempty"`
-			Audit  *audited    `json:"audit,omitempty"`
-			Plan   shaper.Plan `json:"plan"`
-			Config string      `json:"config"` // in Go
-		}{found, saved, plan, goConfig(cfg)})
+		err = writeJSON(stdout, tuneDocument{found, saved, plan, goConfig(cfg)})
 	} else {
 		if found != nil {
 			fmt.Fprintf(stdout, "%s\n\n", found)
