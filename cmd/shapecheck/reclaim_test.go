@@ -67,7 +67,7 @@ func TestReclaim(t *testing.T) {
 	for _, no := range []string{"", "n\n", "perhaps\n"} {
 		code, stdout, stderr := w.reclaim(t.Context(), no)
 		require.Equal(t, exitFailed, code)
-		require.True(t, strings.HasPrefix(plan, stdout), stdout)
+		require.True(t, strings.HasPrefix(stdout, "compact to revision 21, which keeps 1\n"), stdout) // what is free changes for a while
 		require.Contains(t, stderr, "Go on? [y/N] ")
 		require.Contains(t, stderr, "nothing was done: it was not agreed to; answer y, or give --yes\n")
 		untouched()
