@@ -75,6 +75,11 @@ type ReclaimResult struct {
 	Compacted int64 // the revision; 0 for none
 	Members   []ReclaimedMember
 	Disarmed  []HealthAlarm
+
+	// Revisions is how many it has made itself, with its lock and a write to see whether
+	// NOSPACE comes back. Where the cluster's revision is that of the plan and these, nobody
+	// else has written since, and compacting again would only make as many more.
+	Revisions int64
 }
 
 // String returns the result in lines.
@@ -106,9 +111,9 @@ func Reclaim(ctx context.Context, cli *clientv3.Client, opts ReclaimOptions) (Re
 	return p.Run(ctx)
 }
 
-// PlanReclaim asks the members of the cluster how they are and returns what a reclaim
-// would do. It changes nothing. Its error is about the options, or says that there is no
-// quorum to tell who the members are.
+// PlanReclaim asks the members of the cluster how they are, and whether this user may
+// reclaim and nobody else does, and returns what a reclaim would do. It changes nothing. Its
+// error is about the options, or says that there is no quorum to tell who the members are.
 //
 // It and Run go past the client's KV and Lease, on its connection, or one that is like it
 // to a member: an installed kvwrap, or a namespace, does not matter.
@@ -126,6 +131,11 @@ func PlanReclaim(ctx context.Context, cli *clientv3.Client, opts ReclaimOptions)
 	}
 	p := planReclaim(h, opts)
 	p.cli = cli
+	if p.Doubt == nil {
+		l := &reclaimLock{cli: cli, kv: clientv3.NewKV(cli), key: opts.LockKey}
+		_, err := within(ctx, opts.RequestTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, l.look(ctx) })
+		p.Doubt = lockDoubt(err)
+	}
 	return p, nil
 }
 
@@ -184,6 +194,7 @@ func (r *reclaim) run(ctx context.Context) (err error) {
 		if e := r.lock.release(ctx); e != nil {
 			err = errors.Join(err, e)
 		}
+		r.result.Revisions = r.lock.revisions
 	}()
 	h, err := r.settled(ctx)
 	if err != nil {

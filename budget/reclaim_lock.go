@@ -64,6 +64,8 @@ type reclaimLock struct {
 	holder  string
 	timeout time.Duration // of a request
 
+	revisions int64 // that it has made
+
 	role    bool  // the lock is the role, and what follows is of no use
 	created int64 // CreateRevision of the key
 	lease   clientv3.Lease
@@ -86,13 +88,44 @@ func takeReclaimLock(ctx context.Context, cli *clientv3.Client, opts ReclaimOpti
 		l.role = true
 		err = l.takeRole(taking)
 	}
+	if err != nil {
+		return nil, lockDoubt(err)
+	}
+	return l, nil
+}
+
+// lockDoubt is the reason for which the lock cannot be had, nil for none.
+func lockDoubt(err error) error {
+	if err == nil || errors.Is(err, ErrReclaimBusy) {
+		return err
+	}
+	doubt := &ReclaimDoubtError{Step: "lock", Reason: err.Error(), Err: err}
+	if errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
+		doubt.Reason += ": reclaim as a user with the role root"
+	}
+	return doubt
+}
+
+// look says without a write why the lock could not be taken now: etcd lets nobody but root
+// read a role that is not his, which is what a defragmentation takes, too.
+func (l *reclaimLock) look(ctx context.Context) error {
+	holder, err := l.roleHolder(ctx)
 	switch {
 	case err == nil:
-		return l, nil
-	case errors.Is(err, ErrReclaimBusy):
-		return nil, err
+		return &ReclaimBusyError{Holder: holder, Role: reclaimLockRole}
+	case !errors.Is(err, rpctypes.ErrRoleNotFound):
+		return err
 	}
-	return nil, &ReclaimDoubtError{Step: "lock", Reason: err.Error(), Err: err}
+	return l.keyHeld(ctx)
+}
+
+// keyHeld returns an error where somebody has the key.
+func (l *reclaimLock) keyHeld(ctx context.Context) error {
+	found, err := l.kv.Get(ctx, l.key)
+	if err == nil && len(found.Kvs) > 0 {
+		err = &ReclaimBusyError{Holder: string(found.Kvs[0].Value), Key: l.key}
+	}
+	return err
 }
 
 func (l *reclaimLock) takeKey(ctx context.Context, ttl time.Duration) (err error) {
@@ -126,6 +159,7 @@ func (l *reclaimLock) takeKey(ctx context.Context, ttl time.Duration) (err error
 		return &ReclaimBusyError{Holder: string(resp.Responses[0].GetResponseRange().Kvs[0].Value), Key: l.key}
 	}
 	l.created = resp.Header.Revision
+	l.revisions++
 	holder, err := l.roleHolder(ctx)
 	switch {
 	case errors.Is(err, rpctypes.ErrRoleNotFound):
@@ -158,11 +192,7 @@ func (l *reclaimLock) takeRole(ctx context.Context) (err error) {
 	if _, err = l.cli.RoleGrantPermission(ctx, reclaimLockRole, l.holder, "", clientv3.PermissionType(clientv3.PermRead)); err != nil {
 		return err
 	}
-	found, err := l.kv.Get(ctx, l.key)
-	if err == nil && len(found.Kvs) > 0 {
-		err = &ReclaimBusyError{Holder: string(found.Kvs[0].Value), Key: l.key}
-	}
-	return err
+	return l.keyHeld(ctx)
 }
 
 // leftRole says that the role may be there for nobody.
@@ -216,8 +246,11 @@ func (l *reclaimLock) touch(ctx context.Context) error {
 		_, err := l.cli.RoleGrantPermission(ctx, reclaimLockRole, l.holder, "", clientv3.PermissionType(clientv3.PermRead))
 		return err
 	}
-	_, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).
+	resp, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).
 		Then(clientv3.OpPut(l.key, l.holder, clientv3.WithLease(l.id))).Commit()
+	if err == nil && resp.Succeeded {
+		l.revisions++
+	}
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		return nil
 	}
@@ -230,7 +263,12 @@ func (l *reclaimLock) probe(ctx context.Context) (*clientv3.DeleteResponse, erro
 	if _, err := l.kv.Put(ctx, key, l.holder); err != nil {
 		return nil, err
 	}
-	return l.kv.Delete(ctx, key)
+	l.revisions++
+	resp, err := l.kv.Delete(ctx, key)
+	if err == nil {
+		l.revisions++
+	}
+	return resp, err
 }
 
 // release gives the lock back, also when ctx has ended. Its error says that a role was
@@ -251,7 +289,9 @@ func (l *reclaimLock) release(ctx context.Context) error {
 	}
 	l.end()
 	if l.id != clientv3.NoLease {
-		l.lease.Revoke(ctx, l.id) // without an answer it expires by itself
+		if _, err := l.lease.Revoke(ctx, l.id); err == nil && l.created > 0 { // without an answer it expires by itself
+			l.revisions++
+		}
 	}
 	l.lease.Close()
 	return nil

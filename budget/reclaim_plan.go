@@ -98,12 +98,13 @@ type ReclaimStep struct {
 // has freed and by who leads then.
 type ReclaimPlan struct {
 	Health  Health
-	Compact int64         // the revision that Run compacts to; 0 for none
+	Compact int64         // the revision that Run compacts to; 0 for none, which a caller may set
 	Steps   []ReclaimStep // in their order
 	Disarm  []HealthAlarm // of NOSPACE, when all is done
 
-	// Doubt is why Run would not begin with the cluster as it was, nil for nothing. Run
-	// waits, up to CatchUpTimeout, for it to go away.
+	// Doubt is why Run would not begin with the cluster as it was, nil for nothing: a
+	// [*ReclaimDoubtError], or a [*ReclaimBusyError]. Run waits for members, up to
+	// CatchUpTimeout; it does not for another reclaim, or for the role root.
 	Doubt error
 
 	cli  *clientv3.Client
@@ -113,11 +114,7 @@ type ReclaimPlan struct {
 // planReclaim is PlanReclaim when the members have been asked.
 func planReclaim(h Health, opts ReclaimOptions) *ReclaimPlan {
 	p := &ReclaimPlan{Health: h, Doubt: reclaimDoubt(h, reclaimVoters(h), 0, opts), opts: opts}
-	var revision int64
-	for _, m := range h.Members {
-		revision = max(revision, m.Revision)
-	}
-	p.Compact = max(0, revision-(opts.KeepRevisions-1))
+	p.Compact = max(0, h.revision()-(opts.KeepRevisions-1))
 	done := make(map[HealthID]bool)
 	for {
 		m, ok := reclaimNext(h, done)
@@ -135,6 +132,14 @@ func planReclaim(h Health, opts ReclaimOptions) *ReclaimPlan {
 		}
 	}
 	return p
+}
+
+// revision is the newest that a member has.
+func (h Health) revision() (revision int64) {
+	for _, m := range h.Members {
+		revision = max(revision, m.Revision)
+	}
+	return revision
 }
 
 // reclaimNext returns whose turn it is: learners, then followers, and the leader, whoever
@@ -160,9 +165,9 @@ func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
 	case m.nearQuota():
 		return true, fmt.Sprintf("%s, and %.1f %% of the quota are used", frees, 100*m.QuotaUse)
 	case m.Bloat < opts.MinBloat:
-		return false, fmt.Sprintf("%s: not worth it below MinBloat, %.2f", frees, opts.MinBloat)
+		return false, fmt.Sprintf("%s: not worth it below a bloat of %.2f", frees, opts.MinBloat)
 	case m.Free() < opts.MinFree:
-		return false, fmt.Sprintf("%s: not worth it below MinFree, %s", frees, byteCount(float64(opts.MinFree)))
+		return false, fmt.Sprintf("%s: not worth it to free less than %s", frees, byteCount(float64(opts.MinFree)))
 	}
 	return true, frees
 }
@@ -233,7 +238,7 @@ func reclaimDoubt(h Health, voters []HealthID, applied int64, opts ReclaimOption
 			return doubt(nil, "it follows %s, another member %s: find out why they do not agree on a leader", m.Leader, leader)
 		}
 		if m.Lag > opts.MaxLag {
-			return doubt(nil, "it is %d entries behind, MaxLag is %d: wait until it has caught up, write less or raise MaxLag", m.Lag, opts.MaxLag)
+			return doubt(nil, "it is %d entries behind, %d are allowed: wait until it has caught up, write less, or allow more", m.Lag, opts.MaxLag)
 		}
 		if m.Revision < applied {
 			return doubt(nil, "it is at revision %d, and %d was written before: wait until it has caught up", m.Revision, applied)
@@ -251,6 +256,8 @@ func (p *ReclaimPlan) String() string {
 	}
 	if p.Compact > 0 {
 		line("compact to revision %d, which keeps %d", p.Compact, p.opts.KeepRevisions)
+	} else if p.Health.revision() >= p.opts.KeepRevisions {
+		line("compact nothing: that is done")
 	} else {
 		line("compact nothing: there are less than %d revisions", p.opts.KeepRevisions)
 	}

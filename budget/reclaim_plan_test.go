@@ -29,13 +29,13 @@ func TestReclaimWorthwhile(t *testing.T) {
 	}{
 		"half of it free":         {ReclaimOptions{}, sized(1000, 500), true, "frees 500 MiB of 1000 MiB, bloat 2.00"},
 		"bloat of 1.5":            {ReclaimOptions{}, sized(600, 400), true, "bloat 1.50"},
-		"bloat below":             {ReclaimOptions{}, sized(599, 400), false, "below MinBloat, 1.50"},
+		"bloat below":             {ReclaimOptions{}, sized(599, 400), false, "below a bloat of 1.50"},
 		"100 MiB free":            {ReclaimOptions{}, sized(110, 10), true, ""},
-		"less free":               {ReclaimOptions{}, sized(109, 10), false, "below MinFree, 100 MiB"},
+		"less free":               {ReclaimOptions{}, sized(109, 10), false, "to free less than 100 MiB"},
 		"MinFree":                 {ReclaimOptions{MinFree: 5 * mib}, sized(15, 10), true, ""},
-		"MinBloat":                {ReclaimOptions{MinBloat: 3}, sized(1000, 400), false, "below MinBloat, 3.00"},
+		"MinBloat":                {ReclaimOptions{MinBloat: 3}, sized(1000, 400), false, "below a bloat of 3.00"},
 		"near the quota":          {ReclaimOptions{}, sized(1900, 1700), true, "92.8 % of the quota"},
-		"nothing to be had there": {ReclaimOptions{}, sized(1900, 1800), false, "below MinBloat"},
+		"nothing to be had there": {ReclaimOptions{}, sized(1900, 1800), false, "below a bloat of"},
 		"a small quota": {ReclaimOptions{}, func(s *clientv3.StatusResponse) {
 			sized(16, 12)(s)
 			s.DbSizeQuota = 16 * mib
@@ -94,7 +94,7 @@ func TestReclaimDoubt(t *testing.T) {
 		"no leader":              {third: func(s status) { s.Leader = 0 }, why: "follows 0, another member 1"},
 		"another leader":         {third: func(s status) { s.Leader = 2 }, why: "follows 2, another member 1"},
 		"1000 entries behind":    {third: func(s status) { s.RaftAppliedIndex = 7000 }},
-		"1001 entries behind":    {third: func(s status) { s.RaftAppliedIndex = 6999 }, why: "1001 entries behind, MaxLag is 1000"},
+		"1001 entries behind":    {third: func(s status) { s.RaftAppliedIndex = 6999 }, why: "1001 entries behind, 1000 are allowed"},
 		"a learner is behind":    {learner: true, third: func(s status) { s.IsLearner, s.RaftAppliedIndex = true, 1 }},
 		"an error":               {third: func(s status) { s.Errors = []string{"no leader"} }, why: `the error "no leader"`},
 		"NOSPACE": {
@@ -138,7 +138,7 @@ func TestReclaimPlanIsPrinted(t *testing.T) {
 	p := planReclaim(h, filledOptions(t, ReclaimOptions{KeepRevisions: 100}))
 	require.Equal(t, `compact to revision 6901, which keeps 100
 leave m3 (3), learner: etcd defragments no learner: promote it first, or remove it and add it again
-look again, when it is compacted, at m2 (2), follower: frees 1.0 MiB of 50.0 MiB, bloat 1.02: not worth it below MinBloat, 1.50
+look again, when it is compacted, at m2 (2), follower: frees 1.0 MiB of 50.0 MiB, bloat 1.02: not worth it below a bloat of 1.50
 defragment m1 (1), leader: frees 600 MiB of 1000 MiB, bloat 2.50
 disarm NOSPACE of member 2, if enough is free
 frees 600 MiB on all members now, and what compaction frees besides, which is not known before

@@ -298,7 +298,7 @@ func TestReclaimStopsWhenAMemberIsLost(t *testing.T) {
 			var doubt *ReclaimDoubtError
 			require.ErrorAs(t, err, &doubt)
 			require.ErrorIs(t, err, ErrReclaimDoubt)
-			require.Len(t, w.endpoints, 1, "nothing further is defragmented")
+			require.Len(t, w.endpoints, 1, "nothing further is defragmented: %v", err)
 			require.NotZero(t, doubt.Member)
 			require.Equal(t, fmt.Sprint("m", lost), doubt.Name)
 			if c.other == 0 {
@@ -429,7 +429,12 @@ func TestReclaimAsAUser(t *testing.T) {
 	c.AddUser(t, root, "limited", etcdtest.Permission{Key: "\x00kvw/", RangeEnd: "\x00kvw0", Type: clientv3.PermissionType(clientv3.PermReadWrite)})
 	c.AddUser(t, root, "nobody")
 	for _, user := range []string{"limited", "nobody"} {
-		_, err := Reclaim(t.Context(), c.ClientAs(t, user), small())
+		cli := c.ClientAs(t, user)
+		p, err := PlanReclaim(t.Context(), cli, small())
+		require.NoError(t, err)
+		require.ErrorIs(t, p.Doubt, rpctypes.ErrPermissionDenied, "the plan says so")
+		require.ErrorContains(t, p.Doubt, "reclaim as a user with the role root")
+		_, err = Reclaim(t.Context(), cli, small())
 		require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
 		require.ErrorIs(t, err, ErrReclaimDoubt)
 		nothingLeft(t, root)
@@ -452,6 +457,9 @@ func TestReclaimsAtOnce(t *testing.T) {
 		require.ErrorAs(t, err, &busy)
 		require.Equal(t, defaultReclaimLock, busy.Key)
 		require.Contains(t, busy.Holder, "process ")
+		p, err := PlanReclaim(t.Context(), cli, small())
+		require.NoError(t, err)
+		require.ErrorAs(t, p.Doubt, &busy, "the plan says so")
 	}
 	_, err := w.reclaim(t, cli)
 	require.NoError(t, err)

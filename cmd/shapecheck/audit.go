@@ -44,37 +44,36 @@ func auditCommand() *cobra.Command {
 	var a auditing
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Says what takes the space of an etcd, what is written most, and what to do about it",
-		Long: `Reads every key of a cluster, or every revision in a database file, and reports the
-verdict, the members, sizes, prefixes, the largest and busiest keys, leases, and what to
-do, with the setting or command for it.
+		Short: "Says what takes the space of an etcd, what is written most, and what to do",
+		Long: `Reads every key of a cluster, or every revision in a database file, and reports
+the verdict, the members, sizes, prefixes, the largest and busiest keys, leases,
+and what to do, with the setting or command for it.
 
-A file (--db) is a snapshot, or member/snap/db of a member that does not run. It is read
-where it lies, never written to, and says what old revisions take. A live cluster is read
-at one revision; what old revisions take cannot be read from it.
+A file (--db) is a snapshot, or member/snap/db of a member that does not run. It
+is read where it lies, never written to, and says what old revisions take. A
+live cluster is read at one revision; what old revisions take cannot be read
+from it.
 
 The time to the quota needs a rate of writes: it is measured on a live cluster
 (--sample), and given for a file (--revisions-per-second).
 
-Flags are named as those of etcdctl, and so is the environment: ETCDCTL_ENDPOINTS and the
-others count where the flag is not set.
+With authentication it takes a user with the role root.
 
-Conditions (--fail-on, --warn-on) are a figure, < or >, and a value, separated by commas;
-or the words warning and critical, for the verdict. Figures:
+Conditions (--fail-on, --warn-on) are a figure, < or >, and a value, separated
+by commas; or the words warning and critical, for the verdict. Figures:
   ` + strings.ReplaceAll(wrapped80(audit.FigureNames()), "\n", "\n  ") + `
+` + clusterHelp + `
 
-Exit codes:
-  0    the audit is whole, and no condition is met
-  1    it failed, or is partial, or a condition cannot be judged, or the command line is
-       wrong
-  2    the cluster cannot be reached
-  10   a condition of --warn-on is met
-  20   a condition of --fail-on is met
-  130  interrupted; what was read until then is printed, marked as partial`,
+Exit codes: 0 the audit is whole, and no condition is met; 1 it failed, or is
+partial, or a condition cannot be judged, or the command line is wrong; 2 the
+cluster cannot be reached; 10 a condition of --warn-on is met; 20 a condition of
+--fail-on is met; 130 interrupted: what was read until then is printed, marked
+as partial.`,
 		Example: `  shapecheck audit --endpoints 10.0.0.1:2379
   shapecheck audit --db snapshot.db -w json
   shapecheck audit --db snapshot.db --html report.html
-  shapecheck audit --endpoints 10.0.0.1:2379 --fail-on "max-value>512KiB,time-to-quota<24h,bloat>2"`,
+  shapecheck audit --endpoints 10.0.0.1:2379 \
+      --fail-on "max-value>512KiB,time-to-quota<24h,bloat>2"`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -171,13 +170,8 @@ func (a *auditing) check() (err error) {
 		return fmt.Errorf("--warn-on: %w", err)
 	}
 	if a.compare != "" {
-		old, err := os.ReadFile(a.compare)
-		if err != nil {
-			return fmt.Errorf("--compare: %w: give a file that audit -w json has written", err)
-		}
-		a.before = new(audit.Report)
-		if err := json.Unmarshal(old, a.before); err != nil || a.before.Schema != audit.Schema {
-			return fmt.Errorf("--compare %s: it is no report of schema %d: give a file that audit -w json has written", a.compare, audit.Schema)
+		if a.before, err = readReport("compare", a.compare); err != nil {
+			return err
 		}
 	}
 	return nil

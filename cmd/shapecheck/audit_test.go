@@ -136,7 +136,7 @@ func TestAuditProgress(t *testing.T) {
 func TestAuditHelp(t *testing.T) {
 	code, stdout, _ := shapecheck(t, "audit", "--help")
 	require.Equal(t, exitOK, code)
-	for _, says := range []string{"\n  20   a condition of --fail-on is met\n", "time-to-quota", "ETCDCTL_ENDPOINTS"} {
+	for _, says := range []string{"; 10 a condition of --warn-on is met; 20 a condition of\n--fail-on is met; ", "time-to-quota", "ETCDCTL_ENDPOINTS"} {
 		require.Contains(t, stdout, says)
 	}
 }

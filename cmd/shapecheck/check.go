@@ -22,9 +22,10 @@ import (
 // lease ago. A key that is judged stays so: when the revision is compacted meanwhile, it
 // goes on with the next key at another one.
 type checker struct {
-	space format.Keyspace
-	found func(finding)
-	done  func() // after each key of an application
+	space     format.Keyspace
+	namespace string // of the keys that the pager has
+	found     func(finding)
+	done      func() // after each key of an application
 
 	from  []byte // the first key that is not judged yet
 	stray []byte // the last one that was found
@@ -55,7 +56,7 @@ type findingKind int
 
 const (
 	damaged  findingKind = iota // the value cannot be read
-	unread                      // this version, or this reserved prefix, cannot tell
+	unread                      // of another version, reserved prefix or namespace
 	orphaned                    // chunks that no value names
 	leased                      // chunks that will expire at another time than the key
 	strange                     // a key below the reserved prefix that is none of kvwrap's
@@ -70,7 +71,7 @@ func (c *checker) run(ctx context.Context, p pager) error {
 		c.from = firstKey
 	}
 	rest := format.Range{Key: c.from, End: []byte{0}}
-	keys, stopKeys := iter.Pull2(eachKey(ctx, p, c.space.Logical(rest), false))
+	keys, stopKeys := iter.Pull2(eachKey(ctx, p, c.space.Logical(rest)))
 	defer stopKeys()
 	groups, stopGroups := iter.Pull2(c.groups(ctx, p, c.space.Chunks(rest)))
 	defer stopGroups()
@@ -127,7 +128,7 @@ type chunkGroup struct {
 func (c *checker) groups(ctx context.Context, p pager, r format.Range) iter.Seq2[chunkGroup, error] {
 	return func(yield func(chunkGroup, error) bool) {
 		var g chunkGroup
-		for kv, err := range eachKey(ctx, p, []format.Range{r}, true) {
+		for kv, err := range inPages(ctx, p, []format.Range{r}, keysPage, nil, true) {
 			if err != nil {
 				yield(g, err)
 				return
@@ -181,10 +182,12 @@ func (c *checker) value(ctx context.Context, p pager, kv *mvccpb.KeyValue, g chu
 		c.ValueBytes += len(literal)
 		c.orphans(g, nil)
 		return nil
-	case m.Prefix != c.space.Prefix():
-		return bad(unread, 0, "its chunks are below %q: verify again with --reserved-prefix", m.Prefix)
-	case m.KeyDigest != format.KeyDigest(kv.Key):
-		return bad(damaged, 0, "the manifest was written at another key, or in another namespace: give that as --namespace, or see whether a tool has copied it without its chunks")
+	}
+	if flags := elsewhere(c.namespace, c.space, kv.Key, m); flags != "" {
+		return bad(unread, 0, "verify it %s", flags)
+	}
+	if m.KeyDigest != format.KeyDigest(kv.Key) {
+		return bad(damaged, 0, "the manifest was written at another key: see whether a tool has copied it without its chunks")
 	}
 	layout := format.NewLayout(m)
 	src := format.Source{Stored: make(map[format.ID][]byte)}

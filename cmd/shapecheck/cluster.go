@@ -63,8 +63,11 @@ func (f *clusterFlags) fromEnvironment(names ...string) error {
 	for _, name := range names {
 		variable := "ETCDCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 		value := os.Getenv(variable)
-		if value == "" || given[name] || name == "password" && given["user"] && strings.Contains(f.user, ":") {
+		if value == "" || given[name] {
 			continue
+		}
+		if name == "password" && (f.user == "" || given["user"] && strings.Contains(f.user, ":")) {
+			continue // whose it is nobody has said, or --user has its own
 		}
 		if err := f.flags.Set(name, value); err != nil {
 			return fmt.Errorf("%s=%q: %w: correct it, or give --%s", variable, value, err, name)
@@ -138,12 +141,13 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded
 }
 
-// asking says what has failed with err, and what to do about it.
-func asking(what string, err error) error {
+// asking says what has failed with err, and what to do about it: where etcd has refused it,
+// who may.
+func asking(who, what string, err error) error {
 	if timedOut(err) {
 		return fmt.Errorf("%s: %w: the cluster is slow, or has no leader; raise --command-timeout where it is slow", what, err)
 	}
-	return rootOnly(what, err)
+	return onlyFor(who, what, err)
 }
 
 // connect returns a client of the cluster, a member of which has answered. It may
@@ -163,7 +167,7 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, f.dialTimeout)
 		defer cancel()
-		if _, err = cli.Get(ctx, "\x00", clientv3.WithCountOnly()); errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
+		if _, err = cli.Get(ctx, "\x00", clientv3.WithCountOnly()); refused(err) {
 			err = nil // it has answered
 		}
 		if err != nil {

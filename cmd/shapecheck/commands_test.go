@@ -20,6 +20,7 @@ import (
 func TestCommands(t *testing.T) {
 	auth, root := etcdtest.StartAuth(t)
 	auth.AddUser(t, root, "gateway", etcdtest.Permission{Key: "stats/", RangeEnd: "stats0", Type: clientv3.PermissionType(clientv3.PermRead)})
+	auth.AddUser(t, root, "reader", etcdtest.Permission{Key: "\x00", RangeEnd: "\x00", Type: clientv3.PermissionType(clientv3.PermRead)})
 
 	w := newWrapped(t, chunker.Config{}, etcdtest.Advertise(t, 1))
 	w.put("plain", "value")

@@ -38,15 +38,22 @@ func demoCommand() *cobra.Command {
 		Short: "Plays a gateway's statistics through a plain client and through kvwrap, side by side",
 		Long: `Plays the case that kvwrap was made for: a gateway that writes the statistics of
 all its pipelines, about 2 MB, into one key every few seconds. Each publish is
-made twice, through the plain client and through kvwrap, and what it costs etcd is
-measured.
+made twice, through the plain client and through kvwrap, and what it costs etcd
+is measured.
 
 Without --endpoints it starts two etcd servers of its own, one for each side, as
 child processes on the loopback interface, and removes them afterwards. With
 --endpoints it plays on that cluster, below a prefix of its own that it removes
 afterwards; the server's memory is then projected and not measured.
 
-"demo offsets" plays the other case, a broker that commits offsets.`,
+"demo offsets" plays the other case, a broker that commits offsets.
+
+The other flags that say how to reach the cluster may be left out where the
+environment has etcdctl's variables: ETCDCTL_CACERT, ETCDCTL_USER and so on;
+--endpoints may not. A flag wins.
+
+Exit codes: 0 played; 1 failed, or the command line is wrong; 2 the cluster
+cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck demo
   shapecheck demo --changed 10
   shapecheck demo offsets
@@ -82,12 +89,12 @@ func (d *demo) check(set func(flag string) bool) error {
 		return fmt.Errorf("--pipelines is %d: choose 1 to 4000", d.pipelines)
 	case !(d.changed >= 0 && d.changed <= 100):
 		return fmt.Errorf("--changed is %v: choose 0 to 100 per cent", d.changed)
-	case d.publishes < 1:
-		return fmt.Errorf("--publishes is %d: choose 1 or more", d.publishes)
+	case d.publishes < 1 || d.publishes > 1e6:
+		return fmt.Errorf("--publishes is %d: choose 1 to 1000000", d.publishes)
 	case !own && set("snapshot-catchup-entries"):
 		return fmt.Errorf("--snapshot-catchup-entries is for the demo's own servers: leave it out with --endpoints")
-	case own && d.catchUp < 1:
-		return fmt.Errorf("--snapshot-catchup-entries is 0: choose 1 or more")
+	case own && (d.catchUp < 1 || d.catchUp > 1e6):
+		return fmt.Errorf("--snapshot-catchup-entries is %d: choose 1 to 1000000", d.catchUp)
 	case own && uint64(d.publishes) < d.catchUp+logCompaction:
 		return fmt.Errorf("--publishes is %d, --snapshot-catchup-entries %d: choose %d publishes or more, so that the raft log fills",
 			d.publishes, d.catchUp, d.catchUp+logCompaction)

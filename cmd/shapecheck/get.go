@@ -98,21 +98,37 @@ func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 		kv = whole
 	}
 	found, _, err := g.read(ctx, kv, key)
+	if unreadable(err) {
+		return cmp.Or(g.misplaced(ctx, stored, space, key), err)
+	}
 	if err != nil {
 		return err
 	}
 	if json {
-		return writeJSON(stdout, struct {
-			Key            []byte `json:"key"`
-			Value          []byte `json:"value"`
-			CreateRevision int64  `json:"create_revision"`
-			ModRevision    int64  `json:"mod_revision"`
-			Version        int64  `json:"version"`
-			Lease          int64  `json:"lease,omitempty"`
-		}{found.Key, found.Value, found.CreateRevision, found.ModRevision, found.Version, found.Lease})
+		return writeJSON(stdout, keyDocument{found.Key, found.Value, found.CreateRevision, found.ModRevision, found.Version, found.Lease})
 	}
 	_, err = stdout.Write(found.Value)
 	return err
+}
+
+// misplaced returns an error with the flags by which a value can be read that could not be,
+// nil where there are none.
+func (g *get) misplaced(ctx context.Context, stored clientv3.KV, space format.Keyspace, key string) error {
+	kv, _, err := g.read(ctx, stored, key)
+	if err != nil {
+		return nil // the value could not be read, which is said
+	}
+	if _, m, err := format.Parse(kv.Value, maxValueBytes); err == nil && m != nil {
+		return g.wrongPlace(space, kv.Key, m)
+	}
+	return nil
+}
+
+func (g *get) wrongPlace(space format.Keyspace, key []byte, m *format.Manifest) error {
+	if flags := elsewhere(g.namespace, space, key, m); flags != "" {
+		return fmt.Errorf("%q is of a client with another reserved prefix or namespace: get it %s", key, flags)
+	}
+	return nil
 }
 
 // read reads the key, and says so where there is none. It returns the cluster's revision,
@@ -120,12 +136,10 @@ func (g *get) run(ctx context.Context, key string, stdout io.Writer) error {
 func (g *get) read(ctx context.Context, kv clientv3.KV, key string) (*mvccpb.KeyValue, int64, error) {
 	resp, err := kv.Get(ctx, key, clientv3.WithRev(g.revision))
 	switch {
-	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return nil, 0, fmt.Errorf("reading %q: %w: give a --user who may read it", key, err)
 	case errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev):
 		return nil, 0, fmt.Errorf("reading %q at revision %d: %w: choose a newer one that there is, or leave --rev out", key, g.revision, err)
 	case err != nil:
-		return nil, 0, asking(fmt.Sprintf("reading %q", key), err)
+		return nil, 0, asking("who may read it", fmt.Sprintf("reading %q", key), err)
 	case len(resp.Kvs) == 0:
 		return nil, 0, fmt.Errorf("there is no key %q%s: is it in a --namespace?", key, at(g.revision))
 	}
@@ -137,6 +151,16 @@ func at(revision int64) string {
 		return ""
 	}
 	return fmt.Sprintf(" at revision %d", revision)
+}
+
+// keyDocument is a key, for programs.
+type keyDocument struct {
+	Key            []byte `json:"key"`
+	Value          []byte `json:"value"`
+	CreateRevision int64  `json:"create_revision"`
+	ModRevision    int64  `json:"mod_revision"`
+	Version        int64  `json:"version"`
+	Lease          int64  `json:"lease,omitempty"`
 }
 
 // chunkList is what --chunks shows.
@@ -177,7 +201,10 @@ func (g *get) list(ctx context.Context, stored clientv3.KV, space format.Keyspac
 		case m == nil:
 			l.Kind, l.ValueBytes = "envelope", len(literal)
 		default:
-			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision)}, space, kv, m); err != nil {
+			if err := g.wrongPlace(space, kv.Key, m); err != nil {
+				return err
+			}
+			if l.Chunks, err = lineUp(ctx, pinned{stored, cmp.Or(g.revision, revision), "who may read the key's chunks, too; shapecheck roles says what is missing"}, space, kv, m); err != nil {
 				return err
 			}
 			l.Kind, l.ValueBytes, l.Token, l.Depth = "manifest", m.Length, m.Token.String(), m.Depth

@@ -9,8 +9,8 @@ import (
 
 // TestHelpFits reads the help of commands: 80 columns, examples and exit codes.
 func TestHelpFits(t *testing.T) {
-	for _, name := range []string{"get", "project", "reclaim", "tune", "verify"} {
-		code, help, stderr := shapecheck(t, name, "--help")
+	for _, name := range []string{"audit", "demo", "demo offsets", "get", "project", "reclaim", "roles", "sweep", "tune", "unwrap", "verify"} {
+		code, help, stderr := shapecheck(t, append(strings.Fields(name), "--help")...)
 		require.Zero(t, code, stderr)
 		for line := range strings.SplitSeq(help, "\n") {
 			require.LessOrEqual(t, len(line), 80, "%s: %s", name, line)

@@ -18,7 +18,7 @@ import (
 // Exit codes, the same for all commands.
 const (
 	exitOK          = 0
-	exitFailed      = 1   // or the command line is wrong
+	exitFailed      = 1   // or the command line is wrong, or the output could not be written
 	exitUnreachable = 2   // no member of the cluster has answered, or it does not know the user
 	exitWarning     = 10  // what was found wants to be looked at
 	exitCritical    = 20  // what was found is bad
@@ -61,24 +61,44 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
 	root.AddCommand(auditCommand(), demoCommand(), getCommand(), manCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
+	out := &output{to: stdout, stderr: stderr}
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	var exit exitError
 	switch {
-	case err == nil:
-		return exitOK
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "shapecheck: interrupted")
 		return exitInterrupted
+	case err != nil:
+		fmt.Fprintln(stderr, "shapecheck:", err)
 	}
-	fmt.Fprintln(stderr, "shapecheck:", err)
-	if errors.As(err, &exit) {
+	switch {
+	case errors.As(err, &exit) && (out.err == nil || exit.code != exitWarning):
 		return exit.code
+	case err != nil || out.err != nil:
+		return exitFailed
 	}
-	return exitFailed
+	return exitOK
+}
+
+// output is where a command writes what it has found. It takes everything: the first error
+// is said at once, remembered, and makes the command one that has failed, so that no command
+// need look at what writing returns, and none loses what it has found besides. It goes on
+// writing, since a command that runs for long may have room again.
+type output struct {
+	to, stderr io.Writer
+	err        error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	if _, err := o.to.Write(p); err != nil && o.err == nil {
+		o.err = err
+		fmt.Fprintln(o.stderr, "shapecheck: writing the output:", err)
+	}
+	return len(p), nil
 }
 
 // noArgs refuses arguments that are no flags.

@@ -31,16 +31,24 @@ func offsetsCommand() *cobra.Command {
 	var o offsets
 	cmd := &cobra.Command{
 		Use:   "offsets",
-		Short: "Plays a broker's offset commits through a plain client and through kvwrap, one after the other",
-		Long: `Plays the other case that kvwrap was made for: a broker that puts the next offset
-of a partition, some bytes, whenever it has flushed messages, thousands of times a
-second. First each commit is a put of the plain client; then commits are written
-behind, the newest offset of a partition once in --flush.
+		Short: "Plays a broker's commits, with a plain client and with kvwrap",
+		Long: `Plays the other case that kvwrap was made for: a broker that puts the next
+offset of a partition, some bytes, whenever it has flushed messages, thousands
+of times a second. First each commit is a put of the plain client; then commits
+are written behind, the newest offset of a partition once in --flush.
 
 Without --endpoints it starts two etcd servers of its own, one for each side, as
 child processes on the loopback interface, and removes them afterwards. With
 --endpoints it plays on that cluster, below a prefix of its own that it removes
-afterwards; what the database grows by is then that of all of the cluster's clients.`,
+afterwards; what the database grows by is then that of all of the cluster's
+clients.
+
+The other flags that say how to reach the cluster may be left out where the
+environment has etcdctl's variables: ETCDCTL_CACERT, ETCDCTL_USER and so on;
+--endpoints may not. A flag wins.
+
+Exit codes: 0 played; 1 failed, or the command line is wrong; 2 the cluster
+cannot be reached; 130 interrupted.`,
 		Example: `  shapecheck demo offsets
   shapecheck demo offsets --flush 500ms
   shapecheck demo offsets --endpoints 10.0.0.1:2379`,

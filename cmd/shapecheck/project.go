@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -22,6 +23,8 @@ type project struct {
 	whatIf  []string
 	explain bool
 	sample  time.Duration
+	audit   string // a file
+	prefix  string // of the audit
 	output  outputFlag
 	cluster clusterFlags
 }
@@ -40,6 +43,8 @@ type projectInput struct {
 	duration                            time.Duration
 	watchers                            int
 	scaleWrites, scaleValues, scaleKeys float64
+
+	revision, dbSize int64 // of an audit
 }
 
 // loadFlags are those that a sample takes the place of.
@@ -74,6 +79,10 @@ func projectCommand() *cobra.Command {
 each member under a load. The load is what flags say, or what --sample finds:
 everything that is written to a cluster in that time, by whomever. A sample
 watches all keys, so the cluster sends it each value once; it writes nothing.
+With --audit it is from a report that "audit -w json" has saved: keys, lengths,
+the rate, what there is already, the servers' version and quota; flags win. The
+rate is that of all keys, each written in its turn; of a part (--prefix), and of
+an audit of a file, it is not known, and --writes has to say it.
 
 All figures are estimates, each with a low and a high value. --explain gives
 their formulas.
@@ -90,7 +99,9 @@ cannot be reached; 130 interrupted.`,
       --what-if "auto-compaction-retention=1h txn-puts=50 writes=100"
   shapecheck project --endpoints 10.0.0.1:2379 --sample 30s \
       --what-if scale-writes=3 \
-      --what-if "scale-writes=3 quota-backend-bytes=8GiB"`,
+      --what-if "scale-writes=3 quota-backend-bytes=8GiB"
+  shapecheck audit --db snapshot.db -w json > saved.json
+  shapecheck project --audit saved.json --prefix stats/ --writes 40`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.run(cmd.Context(), cmd.Flags(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -100,6 +111,8 @@ cannot be reached; 130 interrupted.`,
 	cmd.Flags().StringArrayVar(&p.whatIf, "what-if", nil, `flags to change, as in "writes=3 value-bytes=1MB"; may be given again`)
 	cmd.Flags().BoolVar(&p.explain, "explain", false, "say how each figure is come by")
 	cmd.Flags().DurationVar(&p.sample, "sample", 0, "watch the cluster at --endpoints for so long, and take what is written for the load")
+	cmd.Flags().StringVar(&p.audit, "audit", "", "take the load from this report of audit -w json, but for flags")
+	cmd.Flags().StringVar(&p.prefix, "prefix", "", "with --audit: the load is the keys with this prefix of the report")
 	p.output.register(cmd)
 	p.cluster.register(cmd)
 	return cmd
@@ -110,6 +123,14 @@ type projected struct {
 	WhatIf     string            `json:"whatIf,omitempty"`
 	Load       shaper.Load       `json:"load"`
 	Projection shaper.Projection `json:"projection"`
+}
+
+// projectDocument is all of it, for programs.
+type projectDocument struct {
+	Sample *sample  `json:"sample,omitempty"`
+	Audit  *audited `json:"audit,omitempty"`
+	projected
+	WhatIf []projected `json:"whatIf,omitempty"`
 }
 
 func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.Writer) error {
@@ -129,6 +150,17 @@ func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr 
 		inputs = append(inputs, in)
 	}
 	var found *sample
+	var saved *audited
+	if p.audit != "" {
+		if saved, err = readAudited(p.audit, p.prefix); err != nil {
+			return err
+		}
+		for _, in := range inputs {
+			if err := in.fill(saved, p.audit); err != nil {
+				return err
+			}
+		}
+	}
 	if p.sample > 0 {
 		progress := newProgress(stderr)
 		if found, err = p.cluster.sample(ctx, "", p.sample, progress, nil); err != nil {
@@ -138,7 +170,7 @@ func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr 
 	}
 	var all []projected
 	for i, in := range inputs {
-		one, err := in.project(found)
+		one, err := in.project(found, saved)
 		if err != nil {
 			return err
 		}
@@ -148,14 +180,13 @@ func (p *project) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr 
 		all = append(all, one)
 	}
 	if json {
-		return writeJSON(stdout, struct {
-			Sample *sample `json:"sample,omitempty"`
-			projected
-			WhatIf []projected `json:"whatIf,omitempty"`
-		}{found, all[0], all[1:]})
+		return writeJSON(stdout, projectDocument{found, saved, all[0], all[1:]})
 	}
 	if found != nil {
 		fmt.Fprintf(stdout, "%s\n\n", found)
+	}
+	if saved != nil {
+		fmt.Fprintf(stdout, "%s\n\n", saved)
 	}
 	if len(all) == 1 {
 		fmt.Fprint(stdout, all[0].Projection)
@@ -172,12 +203,18 @@ func (p *project) check(flags *pflag.FlagSet) error {
 	if p.sample < 0 || p.sample > 0 && p.sample < time.Second {
 		return fmt.Errorf("--sample %v: choose 1s or more", p.sample)
 	}
+	switch {
+	case p.sample > 0 && p.audit != "":
+		return fmt.Errorf("--sample %v and --audit %s: choose one of them", p.sample, p.audit)
+	case p.prefix != "" && p.audit == "":
+		return fmt.Errorf("--prefix %q is for --audit: say of which report", p.prefix)
+	}
 	if p.sample == 0 {
 		if flags.Changed("endpoints") {
 			return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 		}
-		if !flags.Changed("value-bytes") {
-			return fmt.Errorf("--value-bytes is missing: give the length of a value, or --sample 30s with --endpoints")
+		if !flags.Changed("value-bytes") && p.audit == "" {
+			return fmt.Errorf("--value-bytes is missing: give the length of a value, or --sample 30s with --endpoints, or --audit")
 		}
 		return nil
 	}
@@ -193,11 +230,15 @@ func (p *project) check(flags *pflag.FlagSet) error {
 func (in *projectInput) changed(change string, sampled bool) (*projectInput, error) {
 	other := &projectInput{}
 	flags := other.register()
+	var err error
 	in.flags.VisitAll(func(f *pflag.Flag) {
 		if f.Changed { // on the command line, whose flag set has the same flags
-			flags.Set(f.Name, f.Value.String())
+			err = errors.Join(err, flags.Set(f.Name, f.Value.String()))
 		}
 	})
+	if err != nil {
+		return nil, err
+	}
 	words := strings.Fields(change)
 	if len(words) == 0 {
 		return nil, fmt.Errorf(`--what-if %q: name flags to change, as in "writes=3 value-bytes=1MB"`, change)
@@ -218,15 +259,18 @@ func (in *projectInput) changed(change string, sampled bool) (*projectInput, err
 }
 
 // project projects what is set, or what was found.
-func (in *projectInput) project(found *sample) (projected, error) {
+func (in *projectInput) project(found *sample, saved *audited) (projected, error) {
 	server, err := in.server.server()
 	if err != nil {
 		return projected{}, err
 	}
-	if in.txnPuts < 0 {
-		return projected{}, fmt.Errorf("--txn-puts %d: choose 1 or more, or 0 for single puts", in.txnPuts)
+	l, err := in.load()
+	if err != nil {
+		return projected{}, err
 	}
-	l := in.load()
+	if saved != nil {
+		saved.server(&in.server, &server)
+	}
 	if found != nil {
 		if l = found.load(); !in.server.givenVersion() {
 			server.Version = found.Version
@@ -250,8 +294,18 @@ func (in *projectInput) project(found *sample) (projected, error) {
 	})
 }
 
-func (in *projectInput) load() shaper.Load {
-	value := int(min(int64(in.valueBytes), math.MaxInt32))
+func (in *projectInput) load() (shaper.Load, error) {
+	value, err := in.valueBytes.length("value-bytes")
+	switch {
+	case err != nil:
+		return shaper.Load{}, err
+	case in.txnPuts < 0 || in.txnPuts > 1e6:
+		return shaper.Load{}, fmt.Errorf("--txn-puts %d: choose 1 to 1,000,000, or 0 for single puts", in.txnPuts)
+	case in.keyBytes < 0 || in.keyBytes > 1<<30:
+		return shaper.Load{}, fmt.Errorf("--key-bytes %d: choose less than 1GiB", in.keyBytes)
+	case in.keys < 0 || in.keys > 1e9:
+		return shaper.Load{}, fmt.Errorf("--keys %d: choose 0 to 1,000,000,000", in.keys)
+	}
 	entry := shaper.EntryRate{PerSecond: in.writes, Bytes: shaper.PutProposal(in.keyBytes, value, in.leased)}
 	record := shaper.RecordRate{PerSecond: in.writes, KeyBytes: in.keyBytes, ValueBytes: value, Keys: in.keys, Leased: in.leased}
 	if in.txnPuts > 0 {
@@ -260,8 +314,8 @@ func (in *projectInput) load() shaper.Load {
 	}
 	return shaper.Load{
 		Entries: []shaper.EntryRate{entry}, Records: []shaper.RecordRate{record},
-		Live: shaper.Live{InUse: int64(in.liveBytes), Keys: in.liveKeys},
-	}
+		Live: shaper.Live{Revision: in.revision, InUse: int64(in.liveBytes), Keys: in.liveKeys, DbSize: in.dbSize},
+	}, nil
 }
 
 // scaled returns a load with so many times the writes and keys, and values so many times

@@ -28,6 +28,7 @@ type reclaim struct {
 
 	rules          []*rule
 	json           bool
+	settled        int64 // the revision after the last round that has done something, where nobody else writes
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -46,14 +47,16 @@ stops. One runs at a time in a cluster.
 The plan is printed first, and nothing is done before it is agreed to: by
 --yes, or by an answer on standard input. --dry-run asks the members, prints
 the plan and writes nothing; it fails where reclaim would not begin, with the
-reason.
+reason, such as a member that does not answer, another reclaim, or a user
+without the role root.
 
 With --when it does something only where a rule holds for some member.
 --min-bloat and --min-free then say which members are defragmented. A rule
 compares bloat (size over what is in use), free, size, in-use and quota-use, as
 in "bloat>2 && free>100MiB" or "quota-use>80%"; of several rules one is enough.
 What nobody has compacted counts as in use. With --every it looks again and
-again until it is interrupted; after an error, too.
+again until it is interrupted; after an error, too, and where no member answers
+at first.
 
 With authentication it takes a user with the role root.
 ` + clusterHelp + `
@@ -131,27 +134,47 @@ func (r *reclaim) run(ctx context.Context) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	cli, err := r.cluster.connect(ctx, 0)
-	if err != nil {
-		return err
+	var cli *clientv3.Client // nil until a member has answered
+	round := func() error {
+		if cli == nil {
+			first, err := r.cluster.connect(ctx, 0)
+			if err != nil {
+				return err
+			}
+			cli = first
+		}
+		return r.round(ctx, cli)
 	}
-	defer cli.Close()
-	round := func() error { return r.round(ctx, cli) }
+	defer func() {
+		if cli != nil {
+			cli.Close()
+		}
+	}()
 	if r.every == 0 {
 		return round()
 	}
 	ticker := time.NewTicker(r.every)
 	defer ticker.Stop()
-	return repeat(ctx, ticker.C, round, func(err error) { fmt.Fprintln(r.stderr, "shapecheck:", err) })
+	return repeat(ctx, ticker.C, round, func(err error) error {
+		var exit exitError
+		if cli == nil && (!errors.As(err, &exit) || exit.code != exitUnreachable || errors.Is(err, rpctypes.ErrAuthFailed)) {
+			return err // the command line is wrong, which does not pass
+		}
+		fmt.Fprintf(r.stderr, "shapecheck: %v\nshapecheck: going on: it looks again every %v\n", err, r.every)
+		return nil
+	})
 }
 
-// repeat calls round at once and at each tick, and hands its errors on. It ends with ctx.
-func repeat(ctx context.Context, tick <-chan time.Time, round func() error, failed func(error)) error {
+// repeat calls round at once and at each tick, and hands its errors on. It ends with ctx, or
+// when that returns an error.
+func repeat(ctx context.Context, tick <-chan time.Time, round func() error, failed func(error) error) error {
 	for {
 		if err := round(); ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		} else if err != nil {
-			failed(err)
+			if err := failed(err); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -186,6 +209,7 @@ type reclaimDone struct {
 	Compacted int64                `json:"compacted"` // the revision; 0 for none
 	Members   []reclaimedMember    `json:"members"`
 	Disarmed  []budget.HealthAlarm `json:"disarmed,omitempty"`
+	Revisions int64                `json:"revisions"` // that it has made itself
 }
 
 type reclaimedMember struct {
@@ -196,7 +220,7 @@ type reclaimedMember struct {
 }
 
 func doneOf(r budget.ReclaimResult) *reclaimDone {
-	done := &reclaimDone{Compacted: r.Compacted, Members: []reclaimedMember{}, Disarmed: r.Disarmed}
+	done := &reclaimDone{Compacted: r.Compacted, Members: []reclaimedMember{}, Disarmed: r.Disarmed, Revisions: r.Revisions}
 	for _, m := range r.Members {
 		done.Members = append(done.Members, reclaimedMember{
 			reclaimStep{m.Member.ID, m.Member.Name, m.Defragment, m.Reason}, m.Member.DbSize, m.After.DbSize, m.Took.Seconds(),
@@ -209,7 +233,11 @@ func doneOf(r budget.ReclaimResult) *reclaimDone {
 func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	plan, err := budget.PlanReclaim(ctx, cli, r.opts)
 	if err != nil {
-		return asking("asking for the members", err)
+		return asking("with the role root", "asking for the members", err)
+	}
+	revision := newest(plan.Health)
+	if revision == r.settled { // to compact what the lock has written would make as much again
+		plan.Compact = 0
 	}
 	doc := reclaimRound{Health: plan.Health, Compact: plan.Compact, Disarm: plan.Disarm, Steps: []reclaimStep{}}
 	if plan.Doubt != nil {
@@ -252,11 +280,11 @@ func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 		}
 	}
 	result, err := plan.Run(ctx)
+	if r.settled = 0; err == nil {
+		r.settled = revision + result.Revisions
+	}
 	doc.Result = doneOf(result)
 	r.tell("\n%s", result)
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		err = rootOnly("reclaiming", err)
-	}
 	return err
 }
 

@@ -32,16 +32,24 @@ func rolesCommand() *cobra.Command {
 		Use:   "roles",
 		Short: "Shows which permissions on chunks the roles of a cluster lack, and grants them",
 		Long: `A role that has a permission on a range of keys needs the same permission on the
-range of their chunks. This shows which of these are missing, for all roles or one,
-and grants them with --apply. It takes away none.
+range of their chunks. This shows which of these are missing, for all roles or
+one, and grants them with --apply. It takes away none. It takes a user with the
+role root.
 
-With --sequences it looks for one permission more in each role that may write: on the
-keys below the reserved prefix by which processes know what has become of a batch.
+With --sequences it looks for one permission more in each role that may write:
+on the keys below the reserved prefix by which processes know what has become of
+a batch.
 
 The ranges of chunks hold bytes 00, unless the reserved prefix and the keys are
-chosen for it. No argument of a command can hold one, so etcdctl cannot grant them.`,
+chosen for it. No argument of a command can hold one, so etcdctl cannot grant
+them.
+` + clusterHelp + `
+
+Exit codes: 0 listed, or granted; 1 failed, or the command line is wrong; 2 the
+cluster cannot be reached; 130 interrupted, and what was granted stays.`,
 		Example: `  shapecheck roles --endpoints 10.0.0.1:2379 --user root:PASSWORD
-  shapecheck roles --endpoints 10.0.0.1:2379 --user root:PASSWORD --role gateway --apply`,
+  shapecheck roles --endpoints 10.0.0.1:2379 --user root:PASSWORD \
+      --role gateway --apply`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return r.run(cmd.Context(), cmd.OutOrStdout())
@@ -114,13 +122,30 @@ func (r *roles) run(ctx context.Context, stdout io.Writer) error {
 	return err
 }
 
-// rootOnly says who may do what etcd has refused.
-func rootOnly(what string, err error) error {
-	if errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(err, rpctypes.ErrUserEmpty) {
-		return fmt.Errorf("%s: %w: give a --user with the role root", what, err)
+// refused reports whether etcd lets this user, or nobody without a name, not do something. Of
+// a watch it says so in words only.
+func refused(err error) bool {
+	if err == nil {
+		return false
+	}
+	for _, e := range []error{rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty} {
+		if errors.Is(err, e) || strings.Contains(err.Error(), rpctypes.ErrorDesc(e)) {
+			return true
+		}
+	}
+	return false
+}
+
+// onlyFor says what has failed with err, and where etcd has refused it, who may.
+func onlyFor(who, what string, err error) error {
+	if refused(err) {
+		return fmt.Errorf("%s: %w: give a --user %s", what, err, who)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// rootOnly is onlyFor the role root.
+func rootOnly(what string, err error) error { return onlyFor("with the role root", what, err) }
 
 func permissionName(t authpb.Permission_Type) string { return strings.ToLower(t.String()) }
 

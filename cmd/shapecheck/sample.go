@@ -116,17 +116,20 @@ func takeSample(ctx context.Context, cli *clientv3.Client, prefix string, took t
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watched := clientv3.WithRequireLeader(ctx)
+	who, watched := fmt.Sprintf("who may read all keys with the prefix %q", prefix), clientv3.WithRequireLeader(ctx)
+	if prefix == "" {
+		who = `with the role root, or who may read all keys, from "\x00" on`
+	}
 	watch := cli.Watch(watched, prefix, clientv3.WithPrefix(), clientv3.WithCreatedNotify(), clientv3.WithFragment())
 	if resp := <-watch; ctx.Err() != nil || resp.Err() != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, asking(fmt.Sprintf("watching keys with the prefix %q", prefix), resp.Err())
+		return nil, asking(who, fmt.Sprintf("watching keys with the prefix %q", prefix), resp.Err())
 	}
 	before, err := monitor.Check(ctx)
 	if err != nil {
-		return nil, asking("asking for the members", err)
+		return nil, asking(who, "asking for the members", err)
 	}
 	began := time.Now()
 	s, err := newSampler()
@@ -144,7 +147,7 @@ func takeSample(ctx context.Context, cli *clientv3.Client, prefix string, took t
 				if ctx.Err() != nil {
 					return nil, ctx.Err()
 				}
-				return nil, asking("watching", err)
+				return nil, asking(who, "watching", err)
 			}
 			s.add(ctx, resp.Events)
 			if resp.IsProgressNotify() {
@@ -152,15 +155,15 @@ func takeSample(ctx context.Context, cli *clientv3.Client, prefix string, took t
 			}
 		case <-done:
 			done = nil
-			now, err := cli.Get(ctx, "\x00", clientv3.WithCountOnly())
+			now, err := cli.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 			if err != nil {
-				return nil, asking("asking for the revision", err)
+				return nil, asking(who, "asking for the revision", err)
 			}
 			end = now.Header.Revision
 		case <-ask.C:
 			if end > 0 { // what was written until then may yet be on its way
 				if err := cli.RequestProgress(watched); err != nil {
-					return nil, asking("watching", err)
+					return nil, asking(who, "watching", err)
 				}
 			}
 		}
@@ -168,7 +171,7 @@ func takeSample(ctx context.Context, cli *clientv3.Client, prefix string, took t
 	result := &sample{Took: time.Since(began), Traffic: s.meter.Traffic()}
 	after, err := monitor.Check(ctx)
 	if err != nil {
-		return nil, asking("asking for the members", err)
+		return nil, asking(who, "asking for the members", err)
 	}
 	result.settle(before, after)
 	return result, nil

@@ -135,3 +135,30 @@ func TestTuneASample(t *testing.T) {
 	require.Contains(t, out.String(), "with values of 200 KB")
 	require.Contains(t, out.String(), "kvwrap.Config{\n\tChunk: chunker.Config{MaxEntryBytes: 65536},\n")
 }
+
+// TestWhatIfHasTheFlags that were given, also those that are zero: a quota of 0 wins over what
+// a sample has found, as one that is given does.
+func TestWhatIfHasTheFlags(t *testing.T) {
+	in := &projectInput{}
+	flags := in.register()
+	given := map[string]string{
+		"writes": "0", "txn-puts": "0", "keys": "0", "key-bytes": "0", "value-bytes": "0", "leased": "false", "live-bytes": "0",
+		"live-keys": "0", "for": "0s", "watchers": "0", "scale-writes": "0", "scale-values": "0", "etcd-version": "3.6",
+		"snapshot-count": "0", "snapshot-catchup-entries": "0", "quota-backend-bytes": "0", "auto-compaction-mode": "revision",
+		"auto-compaction-retention": "0", "gogc": "0",
+	}
+	for name, value := range given {
+		require.NoError(t, flags.Set(name, value))
+	}
+	changed, err := in.changed("scale-keys=2", true)
+	require.NoError(t, err)
+	for name, value := range given {
+		flag := changed.flags.Lookup(name)
+		require.True(t, flag.Changed, name)
+		require.Equal(t, value, flag.Value.String(), name)
+	}
+	found := &sample{Took: time.Second, Version: "3.7.0", Quota: 8 << 30}
+	p, err := changed.project(found, nil)
+	require.NoError(t, err)
+	require.EqualValues(t, 2<<30, p.Projection.Server.Quota, "etcd's default")
+}

@@ -39,6 +39,9 @@ func (f *serverFlags) registerBackend(flags *pflag.FlagSet) {
 	f.givenMost = func() bool { return flags.Changed("quota-backend-bytes") }
 }
 
+// mostHours is a hundred years.
+const mostHours = 100 * 365 * 24
+
 func (f *serverFlags) server() (shaper.Server, error) {
 	s := shaper.Server{Version: f.version, SnapshotCount: f.snapshotCount, CatchUpEntries: f.catchUp, Quota: int64(f.quota), GOGC: f.gogc}
 	var err error
@@ -50,24 +53,24 @@ func (f *serverFlags) server() (shaper.Server, error) {
 func (f *serverFlags) autoCompaction() (c shaper.Compaction, err error) {
 	number, err := strconv.ParseInt(f.retention, 10, 64)
 	switch {
+	case f.compaction != "periodic" && f.compaction != "revision":
+		return c, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
 	case err == nil && number == 0:
 		return c, nil
 	case f.compaction == "revision" && err == nil:
-		c = shaper.Compaction{Mode: shaper.CompactRevision, Revisions: number}
+		return shaper.Compaction{Mode: shaper.CompactRevision, Revisions: number}, nil
+	case f.compaction == "periodic" && err == nil && (number < 0 || number > mostHours):
+		return c, fmt.Errorf("--auto-compaction-retention %q: choose up to %d hours, 100 years, or 0 to compact nothing", f.retention, mostHours)
 	case f.compaction == "periodic" && err == nil:
-		c = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Duration(number) * time.Hour}
+		return shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: time.Duration(number) * time.Hour}, nil
 	case f.compaction == "periodic":
 		d, err := time.ParseDuration(f.retention)
 		if err != nil {
 			return c, fmt.Errorf("--auto-compaction-retention %q: write it as in 1h, or as a number of hours", f.retention)
 		}
-		c = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
-	case f.compaction == "revision":
-		return c, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
-	default:
-		return c, fmt.Errorf("--auto-compaction-mode %q: choose periodic or revision", f.compaction)
+		return shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}, nil
 	}
-	return c, nil
+	return c, fmt.Errorf("--auto-compaction-retention %q: with --auto-compaction-mode revision it is a number of revisions", f.retention)
 }
 
 // serverNames are the flags of the fields of a shaper.Server.

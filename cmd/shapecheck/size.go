@@ -33,17 +33,21 @@ func parseSize(s string) (size, error) {
 	return size(math.Round(v * unit)), nil
 }
 
+// length returns the length of a value or key that a flag has, which is to be in range before
+// it is a number of fewer bits.
+func (s size) length(flag string) (int, error) {
+	if s < math.MinInt32 || s > math.MaxInt32 {
+		return 0, fmt.Errorf("--%s %d: choose less than 1GiB", flag, s)
+	}
+	return int(s), nil
+}
+
 // Set, String and Type implement pflag.Value.
 func (s *size) Set(value string) (err error) {
 	*s, err = parseSize(value)
 	return err
 }
 
-func (s *size) String() string {
-	if *s == 0 {
-		return "" // which help takes for no default
-	}
-	return strconv.FormatInt(int64(*s), 10)
-}
+func (s *size) String() string { return strconv.FormatInt(int64(*s), 10) }
 
 func (s *size) Type() string { return "size" }

@@ -23,11 +23,19 @@ func sweepCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sweep",
 		Short: "Deletes chunks that writes which crashed, or clients without kvwrap, have left behind",
-		Long: `Deletes the chunks that no value names and that no write under way can commit any
-more. Applications may go on, and so may their own sweeps: one at a time runs in a
-cluster, the others wait. It may be interrupted and run again.`,
-		Example: `  shapecheck sweep --endpoints 10.0.0.1:2379`,
-		Args:    noArgs,
+		Long: `Deletes the chunks that no value names and that no write under way can commit
+any more. Applications may go on, and so may their own sweeps: one at a time
+runs in a cluster, the others wait. It may be interrupted and run again.
+
+With authentication it takes a user with the role root, or who may read all keys
+with large values and read and write below the reserved prefix.
+` + clusterHelp + `
+
+Exit codes: 0 swept; 1 failed, or the command line is wrong; 2 the cluster
+cannot be reached; 130 interrupted, and what was deleted stays so.`,
+		Example: `  shapecheck sweep --endpoints 10.0.0.1:2379
+  shapecheck sweep --endpoints 10.0.0.1:2379 --namespace app/ --rate 20`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.run(cmd.Context(), cmd.OutOrStdout())
 		},

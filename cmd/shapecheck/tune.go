@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"strings"
 	"time"
 
 	"github.com/kvwrap/kvwrap"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/kvwrap/kvwrap/internal/format"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -27,6 +27,7 @@ type tune struct {
 	tmpfs                   bool
 	server                  serverFlags
 	sample                  time.Duration
+	audit                   string // a file
 	namespace               string
 	output                  outputFlag
 	space                   spaceFlags
@@ -50,6 +51,12 @@ see, such as how much of a value changes, is for flags to say. Keys that are
 written less than once in that time are seen less than they should be: choose
 it longer than their interval.
 
+With --audit it is from a report that "audit -w json" has saved: of all keys, or
+those with --prefix, their number and lengths, the rate, the servers' version
+and quota; flags win. The rate is that of all keys, each written in its turn; of
+a part, and of an audit of a file, it is not known, and --interval has to say
+it.
+
 All figures are estimates.
 ` + clusterHelp + `
 
@@ -60,7 +67,9 @@ nearest settings; 130 interrupted.`,
       --changed 0.03 --raft-log 512MiB
   shapecheck tune --prefix offsets/ --keys 200 --key-bytes 30 --value-bytes 19 \
       --interval 40ms --freshness 250ms --latest --increasing --polled
-  shapecheck tune --endpoints 10.0.0.1:2379 --sample 30s --prefix stats/`,
+  shapecheck tune --endpoints 10.0.0.1:2379 --sample 30s --prefix stats/
+  shapecheck audit --endpoints 10.0.0.1:2379 -w json > saved.json
+  shapecheck tune --audit saved.json --prefix stats/ --interval 5s`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.run(cmd.Context(), cmd.Flags(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -88,6 +97,7 @@ nearest settings; 130 interrupted.`,
 	f.BoolVar(&t.tmpfs, "tmpfs", false, "members keep their data in memory")
 	f.DurationVar(&t.sample, "sample", 0, "watch the cluster at --endpoints for so long")
 	f.StringVar(&t.namespace, "namespace", "", "of the applications' clients, where they have one (namespace.NewKV)")
+	f.StringVar(&t.audit, "audit", "", "take the workload from this report of audit -w json, but for flags")
 	t.server.register(f)
 	t.output.register(cmd)
 	t.space.register(cmd)
@@ -104,6 +114,14 @@ var workloadNames = map[string]string{
 	"Target.BackendBytesPerSecond": "backend-bytes", "Target.FileBytes": "file",
 }
 
+// tuneDocument is a plan, for programs.
+type tuneDocument struct {
+	Sample *sample     `json:"sample,omitempty"`
+	Audit  *audited    `json:"audit,omitempty"`
+	Plan   shaper.Plan `json:"plan"`
+	Config string      `json:"config"` // in Go
+}
+
 func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.Writer) error {
 	json, err := t.output.json()
 	if err != nil {
@@ -113,18 +131,39 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if err != nil {
 		return err
 	}
+	space, err := t.space.keyspace()
+	if err != nil {
+		return err
+	}
 	if t.sample < 0 || t.sample > 0 && t.sample < time.Second {
 		return fmt.Errorf("--sample %v: choose 1s or more", t.sample)
+	}
+	if t.sample > 0 && t.audit != "" {
+		return fmt.Errorf("--sample %v and --audit %s: choose one of them", t.sample, t.audit)
 	}
 	if t.sample == 0 && flags.Changed("endpoints") {
 		return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 	}
-	t.workload.ValueBytes = int(min(int64(t.valueBytes), math.MaxInt32))
-	t.workload.ObjectBytes = int(min(int64(t.objectBytes), math.MaxInt32))
+	if t.workload.ValueBytes, err = t.valueBytes.length("value-bytes"); err != nil {
+		return err
+	}
+	if t.workload.ObjectBytes, err = t.objectBytes.length("object-bytes"); err != nil {
+		return err
+	}
 	var found *sample
+	var saved *audited
+	if t.audit != "" {
+		if saved, err = readAudited(t.audit, t.workload.Prefix); err != nil {
+			return err
+		}
+		if err := saved.fill(&t.workload, t.audit, flags.Changed); err != nil {
+			return err
+		}
+		saved.server(&t.server, &server)
+	}
 	if t.sample > 0 {
 		progress := newProgress(stderr)
-		if found, err = t.take(ctx, progress); err != nil {
+		if found, err = t.take(ctx, space, progress); err != nil {
 			return err
 		}
 		progress.end()
@@ -145,15 +184,17 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if err != nil {
 		return inFlags(err, workloadNames)
 	}
+	if t.space.reservedPrefix != defaultPrefix {
+		cfg.Chunk.ReservedPrefix = space.Prefix()
+	}
 	if json {
-		err = writeJSON(stdout, struct {
-			Sample *sample     `json:"sample,omitempty"`
-			Plan   shaper.Plan `json:"plan"`
-			Config string      `json:"config"` // in Go
-		}{found, plan, goConfig(cfg)})
+		err = writeJSON(stdout, tuneDocument{found, saved, plan, goConfig(cfg)})
 	} else {
 		if found != nil {
 			fmt.Fprintf(stdout, "%s\n\n", found)
+		}
+		if saved != nil {
+			fmt.Fprintf(stdout, "%s\n\n", saved)
 		}
 		_, err = fmt.Fprintf(stdout, "%s\n%s", plan, goConfig(cfg))
 	}
@@ -164,11 +205,7 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 }
 
 // take takes a sample of what applications see of the keys.
-func (t *tune) take(ctx context.Context, p *progress) (*sample, error) {
-	space, err := t.space.keyspace()
-	if err != nil {
-		return nil, err
-	}
+func (t *tune) take(ctx context.Context, space format.Keyspace, p *progress) (*sample, error) {
 	return t.cluster.sample(ctx, t.workload.Prefix, t.sample, p, func(cli *clientv3.Client) error {
 		cli.KV, cli.Watcher, cli.Lease = namespace.NewKV(cli.KV, t.namespace), namespace.NewWatcher(cli.Watcher, t.namespace), namespace.NewLease(cli.Lease, t.namespace)
 		_, err := kvwrap.Install(cli, kvwrap.Config{Chunk: chunker.Config{ReadOnly: true, ReservedPrefix: space.Prefix(), MaxValueBytes: maxValueBytes}})
@@ -203,13 +240,15 @@ func goConfig(c kvwrap.Config) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("kvwrap.Config{")
-	line("\tChunk: chunker.Config{MaxEntryBytes: %d},", c.Chunk.MaxEntryBytes)
-	var fields []string
+	fields := []string{fmt.Sprintf("MaxEntryBytes: %d", c.Chunk.MaxEntryBytes)}
 	add := func(is bool, format string, args ...any) {
 		if is {
 			fields = append(fields, fmt.Sprintf(format, args...))
 		}
 	}
+	add(c.Chunk.ReservedPrefix != "", "ReservedPrefix: %q", c.Chunk.ReservedPrefix)
+	line("\tChunk: chunker.Config{%s},", strings.Join(fields, ", "))
+	fields = nil
 	add(c.Budget.Rates.Revisions > 0, "Rates: budget.Rates{Revisions: %v}", c.Budget.Rates.Revisions)
 	add(c.Budget.Shared, "Shared: true")
 	add(c.Budget.Register, "Register: true")

@@ -30,14 +30,21 @@ func unwrapCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "unwrap",
 		Short: "Stores every chunked value of a cluster whole, so that clients without kvwrap can read it",
-		Long: `Reads every value that is stored in chunks, or in an envelope, and stores it whole
-in their place. That is a put of the key: one version, one revision, one event; the
-lease stays. It is made only while the key is as it was read, so that applications
-may go on. Run it when all of them have Chunk.ReadOnly set, and before the first of
-them goes on without kvwrap.
+		Long: `Reads every value that is stored in chunks, or in an envelope, and stores it
+whole in their place. That is a put of the key: one version, one revision, one
+event; the lease stays. It is made only while the key is as it was read, so that
+applications may go on. Run it when all of them have Chunk.ReadOnly set, and
+before the first of them goes on without kvwrap.
 
-It may be interrupted and run again. Values that the server does not take whole, or
-that cannot be read, stay as they are and are listed at the end.`,
+It may be interrupted and run again. Values that the server does not take whole,
+or that cannot be read, stay as they are and are listed at the end.
+
+With authentication it takes a user with the role root.
+` + clusterHelp + `
+
+Exit codes: 0 all values are whole; 1 failed, or some of them are not, or the
+command line is wrong; 2 the cluster cannot be reached; 130 interrupted, and
+what was stored whole stays so.`,
 		Example: `  shapecheck unwrap --endpoints 10.0.0.1:2379 --dry-run
   shapecheck unwrap --endpoints 10.0.0.1:2379`,
 		Args: noArgs,

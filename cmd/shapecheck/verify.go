@@ -29,18 +29,22 @@ func verifyCommand() *cobra.Command {
 		Long: `Reads every key and every chunk as they are at one revision, checks each value
 that is stored in chunks as every read does, and lists those that are damaged
 and the chunks that no value names. Writes under way are not taken for damage.
-It writes nothing, and takes the memory of the largest value, whatever the
-number of keys. Applications may go on. Where the revision is compacted
+It writes nothing, and takes the memory of a few of the largest values, whatever
+the number of keys. Applications may go on. Where the revision is compacted
 meanwhile, it goes on with the next key at a newer one, and says so.
 
-With authentication it takes a user with the role root.
+With authentication it takes a user who may read all keys: the role root, or
+read permission from \x00 on; with --namespace, on the keys that begin with it.
 ` + clusterHelp + `
 
-Exit codes: 0 all is well; 1 failed, or some values are for another version or
-reserved prefix, or the command line is wrong; 2 the cluster cannot be reached;
-10 chunks are orphaned or on another lease than their key, or there are keys
-that are not kvwrap's; 20 values are damaged; 130 interrupted, with what was
-found until then.`,
+Values of clients with another reserved prefix, or in a namespace, are not
+verified; it says with which flags they are. Run it for each.
+
+Exit codes: 0 all is well; 1 failed, or some values are for another version,
+reserved prefix or namespace, or the command line is wrong; 2 the cluster cannot
+be reached; 10 chunks are orphaned or on another lease than their key, or there
+are keys that are not kvwrap's; 20 values are damaged; 130 interrupted, with
+what was found until then.`,
 		Example: `  shapecheck verify --endpoints 10.0.0.1:2379
   shapecheck verify --endpoints 10.0.0.1:2379 --namespace app/ -w json`,
 		Args: noArgs,
@@ -71,7 +75,7 @@ func (v *verify) run(ctx context.Context, stdout, stderr io.Writer) error {
 	defer cli.Close()
 	progress := newProgress(stderr)
 	stored := namespace.NewKV(cli.KV, v.namespace)
-	report, failed := verified(ctx, stored, space, progress)
+	report, failed := verified(ctx, stored, v.namespace, space, progress)
 	progress.end()
 	if json {
 		err = writeJSON(stdout, report)
@@ -81,24 +85,28 @@ func (v *verify) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return errors.Join(err, report.verdict(failed))
 }
 
-// verified reads all there is. What it returns beside an error is what was found until
+// verified reads all there is in a namespace. What it returns beside an error is what was found until
 // then.
-func verified(ctx context.Context, stored clientv3.KV, space format.Keyspace, p *progress) (*verifyReport, error) {
+func verified(ctx context.Context, stored clientv3.KV, namespace string, space format.Keyspace, p *progress) (*verifyReport, error) {
 	report := &verifyReport{}
 	all := 0
-	c := &checker{space: space, found: report.add}
+	c := &checker{space: space, namespace: namespace, found: report.add}
 	c.done = func() {
 		if c.Keys%max(1, all/1000) == 0 { // a terminal is slower than etcd
 			p.count("verifying", min(c.Keys, all), max(1, all))
 		}
 	}
 	defer func() { report.checkCounts = c.checkCounts }()
+	who := `with the role root, or who may read all keys, from "\x00" on`
+	if namespace != "" {
+		who = fmt.Sprintf("who may read all keys with the prefix %q", namespace)
+	}
 	for stuck := 0; ; {
 		at, err := stored.Get(ctx, space.Prefix(), clientv3.WithCountOnly())
 		if err != nil {
-			return report, asking("asking for the revision", err)
+			return report, asking(who, "asking for the revision", err)
 		}
-		pin := pinned{stored, at.Header.Revision}
+		pin := pinned{stored, at.Header.Revision, who}
 		if report.Revision = pin.revision; all == 0 {
 			if all, err = pin.count(ctx, space); err != nil {
 				return report, err
@@ -127,7 +135,7 @@ func (p pinned) count(ctx context.Context, space format.Keyspace) (n int, err er
 	for _, r := range space.Logical(format.Range{Key: firstKey, End: []byte{0}}) {
 		resp, err := p.stored.Get(ctx, string(r.Key), clientv3.WithRange(string(r.End)), clientv3.WithRev(p.revision), clientv3.WithCountOnly())
 		if err != nil {
-			return 0, asking("counting keys", err)
+			return 0, asking(p.who, "counting keys", err)
 		}
 		n += int(resp.Count)
 	}
@@ -181,7 +189,7 @@ func (r *verifyReport) verdict(failed error) error {
 	case failed != nil:
 		return failed
 	case r.Unread.Count > 0:
-		return fmt.Errorf("%d values could not be verified", r.Unread.Count)
+		return fmt.Errorf("%d values are for another version, reserved prefix or namespace, and were not verified", r.Unread.Count)
 	case r.Orphaned.Count+r.OtherLease.Count+r.Strange.Count > 0:
 		return exitError{errors.New("no value is damaged, but there are chunks or keys that should not be as they are"), exitWarning}
 	}
@@ -204,7 +212,7 @@ func (r *verifyReport) print(w io.Writer) error {
 	well := true
 	for kind, title := range [findingKinds]string{
 		damaged:  "Damaged values: %d. Put them again, or restore them from a snapshot.",
-		unread:   "Not verified, by another version or reserved prefix: %d.",
+		unread:   "Not verified, of another version, reserved prefix or namespace: %d.",
 		orphaned: "Keys with orphaned chunks: %d. shapecheck sweep deletes these.",
 		leased:   "Values with chunks on another lease: %d. They cannot be read when that expires: put them again.",
 		strange:  "Keys below the reserved prefix that are not kvwrap's: %d. Find out whose they are.",

@@ -29,7 +29,7 @@ type shelf struct {
 	fail func() error // before each page, or nil
 }
 
-func (s *shelf) page(_ context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
+func (s *shelf) page(_ context.Context, r format.Range, _ int, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
 	if s.fail != nil {
 		if err := s.fail(); err != nil {
 			return nil, false, err
@@ -130,7 +130,8 @@ func TestChecker(t *testing.T) {
 		"another version":      {func(s *shelf) { s.kvs["a"].Value[4] = 99 }, unread, "a", 0, "99"},
 		"another prefix": {func(s *shelf) {
 			put(s, []byte("o"), string(otherPrefix(w)), 0)
-		}, unread, "o", 0, `its chunks are below "other/": verify again with --reserved-prefix`},
+		}, unread, "o", 0, `verify it with --reserved-prefix 'other/'`},
+		"in a namespace":      {func(s *shelf) { put(s, []byte("app/leased"), string(s.kvs["leased"].Value), 0) }, unread, "app/leased", 0, `verify it with --namespace "app/"`},
 		"a plain put over it": {func(s *shelf) { s.kvs["\xff"].Value = []byte("plain") }, orphaned, "\xff", 1, ""},
 		"a plain delete":      {func(s *shelf) { delete(s.kvs, "a\x00b") }, orphaned, "a\x00b", len(chunksOf(fresh(), "a\x00b")), ""},
 		"chunks beside":       {func(s *shelf) { put(s, space.ChunkKey([]byte("a"), format.ID{Token: token, Index: 7}), "x", 0) }, orphaned, "a", 1, ""},
@@ -262,7 +263,7 @@ func TestVerify(t *testing.T) {
 	code, stdout, stderr = w.verify("--reserved-prefix", "other/")
 	require.Equal(t, exitFailed, code, "which values in chunks there are it cannot tell")
 	require.Contains(t, stdout, `"kept", revision `)
-	require.Contains(t, stderr, "2 values could not be verified")
+	require.Contains(t, stderr, "2 values are for another version, reserved prefix or namespace, and were not verified")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var out bytes.Buffer
@@ -271,6 +272,29 @@ func TestVerify(t *testing.T) {
 	require.Equal(t, exitInterrupted, code, errs.String())
 	require.Contains(t, out.String(), "Partial: not all was read. Keys at revision ")
 	require.NotContains(t, out.String(), "All is well")
+}
+
+// TestVerifyNamespaces has clients in a namespace and outside: what one reads is no damage
+// to the other.
+func TestVerifyNamespaces(t *testing.T) {
+	w := newWrapped(t, chunker.Config{}, nil)
+	_, err := w.client(chunker.Config{}, "app/").Put(t.Context(), "k", workload.Text(200e3, "v"))
+	require.NoError(t, err)
+	code, stdout, stderr := w.verify()
+	require.Equal(t, exitFailed, code, stdout)
+	require.Regexp(t, `\nNot verified, of another version, reserved prefix or namespace: 1\.\n  "app/k", revision \d+: verify it with --namespace "app/"\n$`, stdout)
+	require.Equal(t, "shapecheck: 1 values are for another version, reserved prefix or namespace, and were not verified\n", stderr[strings.LastIndex(stderr, "shapecheck: "):])
+	code, stdout, _ = w.verify("--namespace", "app/")
+	require.Zero(t, code, stdout)
+
+	w.put("app/whole", workload.Text(200e3, "v"))
+	code, stdout, _ = w.verify("--namespace", "app/")
+	require.Equal(t, exitFailed, code)
+	require.Regexp(t, `\n  "whole", revision \d+: verify it without --namespace\n$`, stdout)
+	_, err = w.client(chunker.Config{ReservedPrefix: "\x01r/"}, "app/").Put(t.Context(), "both", workload.Text(200e3, "v"))
+	require.NoError(t, err)
+	_, stdout, _ = w.verify()
+	require.Regexp(t, `\n  "app/both", revision \d+: verify it with --reserved-prefix '\\x01r/' and with --namespace "app/"\n`, stdout)
 }
 
 // TestVerifyMeanwhile has somebody write all the time: a write under way is no damage.
@@ -292,7 +316,7 @@ func TestVerifyMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	seen := 0
 	for i := 0; i < 300 && (i < 10 || seen == 0); i++ {
-		r, err := verified(t.Context(), w.plain, space, newProgress(io.Discard))
+		r, err := verified(t.Context(), w.plain, "", space, newProgress(io.Discard))
 		require.NoError(t, err)
 		require.NoError(t, r.verdict(nil), "%+v", r)
 		seen += r.Writes
@@ -326,7 +350,7 @@ func TestVerifyCompacted(t *testing.T) {
 	space, err := format.NewKeyspace("\x00kvw/")
 	require.NoError(t, err)
 	var said bytes.Buffer
-	r, err := verified(t.Context(), &compacting{KV: w.plain, t: t}, space, newProgress(&said))
+	r, err := verified(t.Context(), &compacting{KV: w.plain, t: t}, "", space, newProgress(&said))
 	require.NoError(t, err)
 	require.NoError(t, r.verdict(nil))
 	require.Equal(t, 1, r.Compacted)
@@ -351,10 +375,10 @@ func (c crowd) first(from []byte, key func(i int) []byte) int {
 	return sort.Search(c.n, func(i int) bool { return bytes.Compare(key(i), from) >= 0 })
 }
 
-func (c crowd) page(_ context.Context, r format.Range, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
-	most, key := pageKeys, c.key
+func (c crowd) page(_ context.Context, r format.Range, most int, keysOnly bool) (kvs []*mvccpb.KeyValue, more bool, err error) {
+	key := c.key
 	if keysOnly {
-		most, key = keysPage, func(i int) []byte { return c.space.ChunkKey(c.key(i), format.ID{Index: 1}) }
+		key = func(i int) []byte { return c.space.ChunkKey(c.key(i), format.ID{Index: 1}) }
 	}
 	for i := c.first(r.Key, key); i < c.n && len(kvs) < most; i++ {
 		if k := key(i); r.Unbounded() || bytes.Compare(k, r.End) < 0 {
@@ -396,6 +420,50 @@ func TestCheckerMemory(t *testing.T) {
 	require.Contains(t, out.String(), fmt.Sprintf("\n  and %d more\n", many.n-mostFindings))
 }
 
+// library is a pager of keys with large plain values, which come as they are asked for.
+type library struct {
+	crowd
+	large int
+	most  int // bytes of a page
+}
+
+func (l *library) page(ctx context.Context, r format.Range, most int, keysOnly bool) ([]*mvccpb.KeyValue, bool, error) {
+	if bytes.HasPrefix(r.Key, []byte(l.space.Prefix())) {
+		return nil, false, nil
+	}
+	kvs, more, err := l.crowd.page(ctx, r, most, keysOnly)
+	bytes := 0
+	for _, kv := range kvs {
+		kv.Value = make([]byte, l.large)
+		bytes += l.large
+	}
+	l.most = max(l.most, bytes)
+	return kvs, more, err
+}
+
+// TestCheckerPages does not hold many large values at a time.
+func TestCheckerPages(t *testing.T) {
+	space, err := format.NewKeyspace("\x00kvw/")
+	require.NoError(t, err)
+	for _, large := range []int{10, 100 << 10, 1536 << 10, 20 << 20} {
+		l := &library{crowd: crowd{space, 100}, large: large}
+		r := &verifyReport{}
+		c := &checker{space: space, found: r.add, done: func() {}}
+		require.NoError(t, c.run(t.Context(), l))
+		require.Equal(t, 100, c.Keys)
+		require.LessOrEqual(t, l.most, max(2*pageBytes, firstKeys*large))
+	}
+	var pages []int
+	for most := firstKeys; len(pages) < 5; most = nextPage(most, []*mvccpb.KeyValue{{Value: make([]byte, 100)}}) {
+		pages = append(pages, most)
+	}
+	require.Equal(t, []int{4, 8, 16, 32, 64}, pages)
+	require.Equal(t, 4, nextPage(4, nil), "which says nothing")
+	require.Equal(t, 2, nextPage(64, []*mvccpb.KeyValue{{Value: make([]byte, 96<<20)}}))
+	require.Equal(t, 1, nextPage(4, []*mvccpb.KeyValue{{Value: make([]byte, 40<<20)}}))
+	require.Equal(t, 8, nextPage(8, []*mvccpb.KeyValue{{Value: make([]byte, 3<<20)}}))
+}
+
 // forgetful is a KV whose revisions are compacted as soon as they are there.
 type forgetful struct{ clientv3.KV }
 
@@ -411,7 +479,7 @@ func TestVerifyGivesUp(t *testing.T) {
 	w.put("k", "v")
 	space, err := format.NewKeyspace("\x00kvw/")
 	require.NoError(t, err)
-	r, err := verified(t.Context(), forgetful{w.plain}, space, newProgress(io.Discard))
+	r, err := verified(t.Context(), forgetful{w.plain}, "", space, newProgress(io.Discard))
 	require.ErrorIs(t, err, rpctypes.ErrCompacted)
 	require.ErrorContains(t, err, "again and again: verify when there is less to do, or keep revisions for longer")
 	require.False(t, r.Complete)

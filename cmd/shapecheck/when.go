@@ -145,6 +145,9 @@ func ruleValue(name, value string) (float64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("%q is no number", value)
 		}
+		if name == "quota-use" && v > 1 { // which no member has for long
+			return 0, fmt.Errorf("%s is %v %% of the quota: for %s %% write %s%% or %v", value, 100*v, value, value, v/100)
+		}
 		return v, nil
 	}
 	s, err := parseSize(value)
