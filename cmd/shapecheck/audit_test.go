@@ -93,7 +93,6 @@ func TestAuditPartial(t *testing.T) {
 	require.NoError(t, json.Unmarshal(stdout.Bytes(), &r), stdout.String())
 	require.True(t, r.Partial)
 	require.Less(t, r.Totals.Keys, uint64(40_000))
-	require.NotZero(t, r.Totals.Keys)
 }
 
 // TestAuditOfAClusterThatHasLostAMember says so, and reads the others.

@@ -67,6 +67,7 @@ func TestKnownAnswers(t *testing.T) {
 
 			var want Totals
 			prefixes := make(map[Key]*Prefix)
+			gone := make(map[Key]uint64)
 			leases := make(map[int64]uint64)
 			var lengths []uint64
 			var bySize, byHistory []KeyReport
@@ -86,10 +87,11 @@ func TestKnownAnswers(t *testing.T) {
 				p.Revisions += k.History
 				bytes += float64(k.HistoryBytes + k.Bytes)
 				if k.History > 0 {
-					byHistory = append(byHistory, KeyReport{Key: Key(key), Revisions: k.History, HistoryBytes: k.HistoryBytes})
+					byHistory = append(byHistory, KeyReport{Key: Key(key), Revisions: k.Kept(), HistoryBytes: k.HistoryBytes})
 				}
 				if k.Live == nil {
 					want.Deleted++
+					gone[name]++
 					continue
 				}
 				length := uint64(len(k.Live.Value))
@@ -115,7 +117,7 @@ func TestKnownAnswers(t *testing.T) {
 			for _, got := range r.Prefixes {
 				p := prefixes[got.Prefix]
 				require.InDelta(t, float64(p.LiveBytes+p.HistoryBytes)/bytes, got.Share, 1e-9)
-				require.InDelta(t, float64(p.Revisions)/float64(p.Keys), got.PerKey, 1e-9)
+				require.InDelta(t, float64(p.Revisions)/float64(p.Keys+gone[got.Prefix]), got.PerKey, 1e-9)
 				got.Share, got.PerKey, got.P99, got.Mean = 0, 0, 0, 0
 				require.Equal(t, *p, got)
 			}
@@ -147,9 +149,10 @@ func TestKnownAnswers(t *testing.T) {
 			require.Equal(t, weights(byHistory, history), weights(r.ByHistory, history))
 			for _, k := range r.BySize {
 				require.Len(t, g.Keys[string(k.Key)].Live.Value, int(k.ValueBytes))
+				require.Equal(t, g.Keys[string(k.Key)].Kept(), k.Revisions, k.Key)
 			}
 			for _, k := range slices.Concat(r.ByChurn, r.ByHistory) {
-				require.Equal(t, g.Keys[string(k.Key)].History, k.Revisions, k.Key)
+				require.Equal(t, g.Keys[string(k.Key)].Kept(), k.Revisions, k.Key)
 				require.Equal(t, g.Keys[string(k.Key)].HistoryBytes, k.HistoryBytes, k.Key)
 			}
 		})
@@ -334,8 +337,8 @@ func TestHistoryOfChunks(t *testing.T) {
 		r, err := open(t, path).audit(t.Context(), tally, nil)
 		require.NoError(t, err)
 		require.Equal(t, most < maxKeys, r.Source.Passes > 1)
-		require.Equal(t, KeyReport{Key: "/a/9", Revisions: 1, HistoryBytes: want}, r.ByHistory[0])
-		require.Equal(t, uint64(1), r.ByChurn[0].Revisions)
+		require.Equal(t, KeyReport{Key: "/a/9", Revisions: 2, HistoryBytes: want}, r.ByHistory[0])
+		require.Equal(t, uint64(2), r.ByChurn[0].Revisions)
 		require.Len(t, r.Prefixes, 1)
 		require.Equal(t, uint64(20), r.Prefixes[0].Revisions)
 		require.Equal(t, r.Totals.HistoryBytes, r.Prefixes[0].HistoryBytes)
@@ -372,7 +375,7 @@ func TestKeyTable(t *testing.T) {
 			s := table.find(h)
 			_, seen := want[h]
 			require.Equal(t, seen, s.seen())
-			s.see()
+			s.see(!seen && h%2 == 0)
 			s.add(1, uint64(i))
 			want[h] = [2]uint64{want[h][0] + 1, want[h][1] + uint64(i)}
 		}
@@ -380,14 +383,16 @@ func TestKeyTable(t *testing.T) {
 		for h, w := range want {
 			s := table.find(h)
 			require.Equal(t, w, [2]uint64{s.revisions(), s.bytes()})
+			require.Equal(t, w[0]+1-h%2, s.kept())
 		}
 	})
 	var s slot
-	s.see()
+	s.see(true)
 	s.add(maxHistory, maxHistoryBytes)
 	s.add(1, 1)
 	require.Equal(t, [2]uint64{maxHistory, maxHistoryBytes}, [2]uint64{s.revisions(), s.bytes()})
 	require.True(t, s.seen())
+	require.EqualValues(t, maxHistory+1, s.kept())
 }
 
 func TestDistinct(t *testing.T) {

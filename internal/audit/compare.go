@@ -53,11 +53,27 @@ func (r *Report) Compare(old *Report) {
 		x.LiveBytes += sign * int64(p.LiveBytes)
 		x.Revisions += sign * int64(p.Revisions)
 	}
-	for _, p := range r.Prefixes {
-		add(p, 1)
+	note := func(format string, args ...any) {
+		r.Notes = append(r.Notes, "the comparison: "+fmt.Sprintf(format, args...))
 	}
-	for _, p := range old.Prefixes {
-		add(p, -1)
+	if now, then := r.Source, old.Source; now.Depth != then.Depth || now.Separator != then.Separator {
+		note("prefixes are not compared, since the earlier audit had --depth %d and --separator %q", then.Depth, then.Separator)
+	} else {
+		for _, p := range r.Prefixes {
+			add(p, 1)
+		}
+		for _, p := range old.Prefixes {
+			add(p, -1)
+		}
+	}
+	if old.Partial || r.Partial {
+		note("an audit is partial, so that changes are as much of what was read as of what is there")
+	}
+	if a, b := old.Source.Cluster, r.Source.Cluster; a != "" && b != "" && a != b {
+		note("the earlier audit is of another cluster, %s", a)
+	}
+	if c.Revisions < 0 {
+		note("the earlier audit has a later revision, %d: is it of another cluster, or of before a restore?", old.Source.Revision)
 	}
 	for _, x := range changes {
 		if *x != (PrefixChange{Prefix: x.Prefix}) {
@@ -82,7 +98,7 @@ func (r *Report) Compare(old *Report) {
 		}
 	}
 	if old.Source.Kind != r.Source.Kind {
-		r.Notes = append(r.Notes, fmt.Sprintf("the earlier audit is of kind %s, this one of kind %s: revisions and history are not comparable", old.Source.Kind, r.Source.Kind))
+		note("the earlier audit is of kind %s, this one of kind %s: revisions and history are not comparable", old.Source.Kind, r.Source.Kind)
 	}
 	r.Changes = c
 }

@@ -30,24 +30,26 @@ func always(f func(r *Report) float64) func(r *Report) (float64, bool) {
 }
 
 var figures = map[string]figure{
-	"max-value":     {"bytes", always(func(r *Report) float64 { return float64(r.Values.Max) })},
-	"p99-value":     {"bytes", always(func(r *Report) float64 { return float64(r.Values.P99) })},
-	"keys":          {"", always(func(r *Report) float64 { return float64(r.Totals.Keys) })},
-	"live":          {"bytes", always(func(r *Report) float64 { return float64(r.Totals.LiveBytes) })},
-	"db":            {"bytes", always(func(r *Report) float64 { return float64(r.Backend.Size) })},
-	"bloat":         {"", always(func(r *Report) float64 { return r.Backend.Bloat })},
-	"quota-use":     {"", always(func(r *Report) float64 { return r.Backend.QuotaUse })},
-	"leases":        {"", always(func(r *Report) float64 { return float64(max(r.Leases.WithKeys, r.Leases.Granted)) })},
-	"staging":       {"", always(func(r *Report) float64 { return float64(len(r.Staging)) })},
+	"max-value": {"bytes", always(func(r *Report) float64 { return float64(r.Values.Max) })},
+	"p99-value": {"bytes", always(func(r *Report) float64 { return float64(r.Values.P99) })},
+	"keys":      {"", always(func(r *Report) float64 { return float64(r.Totals.Keys) })},
+	"live":      {"bytes", always(func(r *Report) float64 { return float64(r.Totals.LiveBytes) })},
+	"db":        {"bytes", always(func(r *Report) float64 { return float64(r.Backend.Size) })},
+	"bloat":     {"", always(func(r *Report) float64 { return r.Backend.Bloat })},
+	"quota-use": {"share", always(func(r *Report) float64 { return r.Backend.QuotaUse })},
+	"leases": {"", func(r *Report) (float64, bool) {
+		return float64(max(r.Leases.WithKeys, r.Leases.Granted)), r.Leases.Uncounted == 0 || r.Leases.Granted > 0
+	}},
+	"staging":       {"", always(func(r *Report) float64 { return float64(len(r.Staging) + r.StagingMore) })},
 	"history":       {"bytes", func(r *Report) (float64, bool) { return float64(r.Totals.HistoryBytes), r.Source.Kind == "db" }},
 	"max-revisions": {"", func(r *Report) (float64, bool) { return mostRevisions(r), true }},
-	"alarms": {"", always(func(r *Report) float64 {
+	"alarms": {"", func(r *Report) (float64, bool) {
 		n := 0
 		for _, m := range r.Members {
 			n += len(m.Alarms)
 		}
-		return float64(n)
-	})},
+		return float64(n), !r.AlarmsUnknown
+	}},
 	"time-to-quota": {"time", func(r *Report) (float64, bool) {
 		switch {
 		case r.Growth == nil:
@@ -63,11 +65,7 @@ func mostRevisions(r *Report) float64 {
 	if len(r.ByChurn) == 0 {
 		return min(float64(r.Totals.Keys), 1)
 	}
-	n := float64(r.ByChurn[0].Revisions)
-	if r.Source.Kind == "db" {
-		n++ // and the one that is live
-	}
-	return n
+	return float64(r.ByChurn[0].Revisions)
 }
 
 // FigureNames are what conditions can be about.
@@ -115,9 +113,19 @@ func ParseConditions(s string) (all []Condition, err error) {
 				return nil, fmt.Errorf("%q: %w: write a time as in 24h", text, err)
 			}
 			c.bound = d.Seconds()
+		case "share":
+			number, percent := strings.CutSuffix(value, "%")
+			if c.bound, err = strconv.ParseFloat(strings.TrimSpace(number), 64); err != nil || !(c.bound >= 0) {
+				return nil, fmt.Errorf("%q: %q is no share: write it as in 80%% or 0.8", text, value)
+			}
+			if percent {
+				c.bound /= 100
+			} else if c.bound > 2 {
+				return nil, fmt.Errorf("%q: %q is %s times the quota: for %s %% write %s%%", text, value, value, value, value)
+			}
 		default:
-			if c.bound, err = strconv.ParseFloat(value, 64); err != nil || math.IsNaN(c.bound) {
-				return nil, fmt.Errorf("%q: %q is no number", text, value)
+			if c.bound, err = strconv.ParseFloat(value, 64); err != nil || !(c.bound >= 0) || math.IsInf(c.bound, 1) {
+				return nil, fmt.Errorf("%q: %q is no number of zero or more", text, value)
 			}
 		}
 		all = append(all, c)
@@ -164,6 +172,8 @@ func (f figure) text(v float64) string {
 		return bytesText(uint64(v))
 	case "time":
 		return durationText(v)
+	case "share":
+		return percent(v)
 	}
 	return strconv.FormatFloat(v, 'g', 6, 64)
 }

@@ -51,9 +51,11 @@ func (r *Report) Judge(a Assume) {
 	switch {
 	case a.Quota != 0:
 		b.Quota, b.QuotaAssumed = max(a.Quota, 0), false
-	case b.Quota == 0:
+	case b.Quota == 0 && r.Source.Kind == "db":
 		b.Quota, b.QuotaAssumed = defaultQuota, true
-		r.Estimates = append(r.Estimates, fmt.Sprintf("the quota, %s, is etcd's default: --quota-backend-bytes says another", bytesText(defaultQuota)))
+	}
+	if b.QuotaAssumed {
+		r.estimate(fmt.Sprintf("the quota, %s, is etcd's default, since nobody says what it is: --quota-backend-bytes does", bytesText(uint64(b.Quota))))
 	}
 	b.QuotaUse = ratio(float64(b.Size), float64(b.Quota))
 	r.project(a)
@@ -73,16 +75,27 @@ func (r *Report) Judge(a Assume) {
 // project fills in Growth, from a rate of revisions and the mean record.
 func (r *Report) project(a Assume) {
 	r.Growth = nil
-	if a.RevisionsPerSecond <= 0 && a.Measured == 0 {
+	g := &Growth{RevisionsPerSecond: a.RevisionsPerSecond, Measured: a.Measured, Compaction: Kept{Mode: "none"}}
+	if r.full() {
+		r.Growth, g.SecondsToQuota = g, new(float64)
 		return
 	}
-	g := &Growth{RevisionsPerSecond: a.RevisionsPerSecond, Measured: a.Measured}
-	r.Growth = g
-	keys, records := r.Totals.Keys, r.Totals.LiveRecords+r.Totals.HistoryRecords
-	if keys == 0 || records == 0 || a.RevisionsPerSecond <= 0 {
+	if a.RevisionsPerSecond <= 0 {
+		if a.Measured > 0 {
+			r.Growth = g
+			r.estimate(fmt.Sprintf("that nothing is written was seen in %.3g seconds: --sample looks for longer", a.Measured))
+		}
 		return
 	}
-	key := int(r.Totals.KeyBytes / keys)
+	records := r.Totals.LiveRecords + r.Totals.HistoryRecords
+	if records == 0 {
+		r.Notes = append(r.Notes, "the growth cannot be projected: there is no record that says how large one is")
+		return
+	}
+	keys, key := r.Totals.Keys, 64
+	if keys > 0 {
+		key = int(r.Totals.KeyBytes / keys)
+	}
 	mean := int((r.Totals.LiveBytes + r.Totals.HistoryBytes) / records)
 	load := shaper.PutLoad(a.RevisionsPerSecond, 1, key, max(mean-key-40, 0)) // 40 for the revision and the numbers
 	load.Live = shaper.Live{Revision: r.Source.Revision, InUse: r.Backend.InUse, Keys: int(keys), DbSize: r.Backend.Size}
@@ -98,12 +111,23 @@ func (r *Report) project(a Assume) {
 		r.Notes = append(r.Notes, fmt.Sprintf("the growth cannot be projected: %v", err))
 		return
 	}
+	r.Growth = g
 	g.BytesPerSecond = p.Get(shaper.BackendGrowth).Expected
 	if to := p.Get(shaper.TimeToQuota); to.Name != "" && r.Backend.Quota > 0 && to.Expected < 100*365*dayOfSeconds {
 		s := to.Expected
 		g.SecondsToQuota = &s
 	}
 	r.Estimates = append(r.Estimates, "growth and the time to the quota are of records of the mean size at an even rate, with "+g.Compaction.text())
+}
+
+// full reports whether the quota is reached: then nothing is written, since etcd refuses it.
+func (r *Report) full() bool {
+	for _, m := range r.Members {
+		if slices.Contains(m.Alarms, "NOSPACE") {
+			return true
+		}
+	}
+	return r.Backend.Quota > 0 && r.Backend.Size >= r.Backend.Quota
 }
 
 // version is the members', or of those that are known the newest.
@@ -159,6 +183,16 @@ func (r *Report) find(f Finding) {
 	}
 	r.Findings = append(r.Findings, f)
 }
+
+// endpoints are what a command is given.
+func (r *Report) endpoints() string {
+	if len(r.Source.Endpoints) == 0 {
+		return "ENDPOINTS"
+	}
+	return strings.Join(r.Source.Endpoints, ",")
+}
+
+func (r *Report) reclaim() string { return "shapecheck reclaim --endpoints " + r.endpoints() }
 
 // less is the setting of etcd that keeps less.
 func (k Kept) less() string {
@@ -230,7 +264,7 @@ func (r *Report) findMembers() {
 	for _, m := range r.Members {
 		for _, alarm := range m.Alarms {
 			f := Finding{Level: Critical, Reason: fmt.Sprintf("member %s has raised the alarm %s", m.Name, alarm)}
-			f.Do = "compact, defragment each member, then: etcdctl alarm disarm"
+			f.Do = r.reclaim() + ", which disarms it"
 			if alarm == "CORRUPT" {
 				f.Do = "stop the member, remove it from the cluster and add it again with an empty data directory"
 			}
@@ -253,7 +287,7 @@ func (r *Report) findSpace() {
 			level = Critical
 		}
 		r.find(Finding{Level: level, Reason: fmt.Sprintf("the database is %.1f times what is in use of it, and its whole size counts against the quota", b.Bloat),
-			Saves: uint64(free), SavesOf: ofDatabase, Do: "etcdctl defrag, one member after the other, the leader last"})
+			Saves: uint64(free), SavesOf: ofDatabase, Do: r.reclaim()})
 	}
 	if b.Quota > 0 && b.QuotaUse >= quotaWarning {
 		level := Warning
@@ -261,9 +295,9 @@ func (r *Report) findSpace() {
 			level = Critical
 		}
 		r.find(Finding{Level: level, Reason: fmt.Sprintf("the database takes %.0f %% of the quota, %s", 100*b.QuotaUse, bytesText(uint64(b.Quota))),
-			Do: fmt.Sprintf("compact and defragment, delete keys, or raise the quota: --quota-backend-bytes=%d", 2*b.Quota)})
+			Do: fmt.Sprintf("%s; delete keys; or raise the quota, --quota-backend-bytes=%d", r.reclaim(), min(2*b.Quota, max(b.Quota, 8<<30)))})
 	}
-	if g := r.Growth; g != nil && g.SecondsToQuota != nil && *g.SecondsToQuota < 7*dayOfSeconds {
+	if g := r.Growth; g != nil && g.SecondsToQuota != nil && *g.SecondsToQuota < 7*dayOfSeconds && !r.full() {
 		level := Warning
 		if *g.SecondsToQuota < dayOfSeconds {
 			level = Critical
@@ -273,13 +307,17 @@ func (r *Report) findSpace() {
 	t := r.Totals
 	if all := t.LiveBytes + t.HistoryBytes; t.HistoryBytes >= historyMin && float64(t.HistoryBytes) >= historyShare*float64(all) {
 		r.find(Finding{Level: Warning, Reason: fmt.Sprintf("%.0f %% of the data are old revisions and deletes", 100*float64(t.HistoryBytes)/float64(all)),
-			Saves: t.HistoryBytes, SavesOf: ofDatabase, Do: fmt.Sprintf("etcdctl compact %d, and --auto-compaction-mode=periodic --auto-compaction-retention=1h", r.Source.Revision)})
+			Saves: t.HistoryBytes, SavesOf: ofDatabase, Do: r.reclaim() + ", and --auto-compaction-mode=periodic --auto-compaction-retention=1h"})
 	}
 }
 
 func (r *Report) findKeys() {
-	for i, k := range r.BySize {
-		if k.ValueBytes < largeValue || k.StoredBytes > 0 || i == 3 {
+	large := 0
+	for _, k := range r.BySize {
+		if k.ValueBytes < largeValue || k.StoredBytes > 0 {
+			continue
+		}
+		if large++; large > 3 {
 			break
 		}
 		level := Info
@@ -289,11 +327,10 @@ func (r *Report) findKeys() {
 		r.find(Finding{Level: level, About: k.Key, Reason: fmt.Sprintf("its value has %s: each put of it is one raft entry of that size, and etcd refuses more than %s", bytesText(k.ValueBytes), bytesText(largestRequest)),
 			Saves: r.savedByChunks(k), SavesOf: ofRaftLog, Do: "write it through kvwrap with the zero Config, which stores it in chunks"})
 	}
-	for i, p := range r.Prefixes {
-		if i == 5 || p.Rest {
-			break
-		}
-		if p.Keys > 0 && p.PerKey >= churnPerKey && p.Revisions >= churnRevisions {
+	churning := 0
+	for _, p := range r.Prefixes {
+		if !p.Rest && churning < 5 && p.Keys > 0 && p.PerKey >= churnPerKey && p.Revisions >= churnRevisions {
+			churning++
 			r.find(Finding{Level: Info, About: p.Prefix, Reason: fmt.Sprintf("its keys have %.0f revisions each", p.PerKey), Saves: r.savedByCoalescing(p), SavesOf: ofWrites,
 				Do: fmt.Sprintf("kvwrap.Rule{Prefix: %q, Coalesce: coalesce.LastWriteWins, Linger: time.Second}, where nobody needs each step", string(p.Prefix))})
 		}
@@ -316,7 +353,7 @@ func (r *Report) findKeys() {
 			names = append(names, h)
 		}
 		slices.Sort(names)
-		r.find(Finding{Level: Info, Reason: fmt.Sprintf("%d large values are being written, or were by processes that have crashed: %s", len(r.Staging), strings.Join(names[:min(len(names), 3)], "; ")),
-			Do: "nothing, if these run; else: shapecheck sweep, once their leases have expired"})
+		r.find(Finding{Level: Info, Reason: fmt.Sprintf("%d large values are being written, or were by processes that have crashed: %s", len(r.Staging)+r.StagingMore, strings.Join(names[:min(len(names), 3)], "; ")),
+			Do: "nothing, if these run; else, once their leases have expired: shapecheck sweep --endpoints " + r.endpoints()})
 	}
 }

@@ -39,8 +39,8 @@ func TestJudge(t *testing.T) {
 		do     string
 	}{
 		{"nothing", func(*Report) {}, Assume{}, OK, "", ""},
-		{"bloat", func(r *Report) { r.Backend.Bloat, r.Backend.InUse = 2, 10<<20 }, Assume{}, Warning, "2.0 times what is in use", "etcdctl defrag"},
-		{"much bloat", func(r *Report) { r.Backend.Bloat, r.Backend.InUse = 10, 10<<20 }, Assume{}, Critical, "10.0 times what is in use", "etcdctl defrag"},
+		{"bloat", func(r *Report) { r.Backend.Bloat, r.Backend.InUse = 2, 10<<20 }, Assume{}, Warning, "2.0 times what is in use", "shapecheck reclaim --endpoints ENDPOINTS"},
+		{"much bloat", func(r *Report) { r.Backend.Bloat, r.Backend.InUse = 10, 10<<20 }, Assume{}, Critical, "10.0 times what is in use", "shapecheck reclaim"},
 		{"little bloat", func(r *Report) { r.Backend = Backend{Size: 1 << 20, InUse: 1 << 17, Bloat: 8} }, Assume{}, OK, "", ""},
 		{"near the quota", func(*Report) {}, Assume{Quota: 120 << 20}, Warning, "83 % of the quota", "--quota-backend-bytes=251658240"},
 		{"at the quota", func(*Report) {}, Assume{Quota: 101 << 20}, Critical, "99 % of the quota", "--quota-backend-bytes="},
@@ -51,8 +51,8 @@ func TestJudge(t *testing.T) {
 		{"compacts too little", func(r *Report) { r.Source.Compacted = 1 }, Assume{RevisionsPerSecond: 10, Compaction: &shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: 2 * time.Hour}}, Critical, "with old revisions kept for 2.0 hours", "--auto-compaction-mode=periodic --auto-compaction-retention=1h0m0s"},
 		{"keeps too many", func(r *Report) {}, Assume{RevisionsPerSecond: 10, Compaction: &shaper.Compaction{Mode: shaper.CompactRevision, Revisions: 100_000}}, Critical, "with 100 000 old revisions kept", "--auto-compaction-mode=revision --auto-compaction-retention=50000"},
 		{"does not compact", func(r *Report) { r.Source.Compacted = 995 }, Assume{RevisionsPerSecond: 100, Compaction: &shaper.Compaction{}}, Critical, "with nothing compacted", "--auto-compaction-mode=periodic"},
-		{"history", func(r *Report) { r.Totals.HistoryBytes = 90 << 20 }, Assume{}, Warning, "53 % of the data are old revisions", "etcdctl compact 1000"},
-		{"alarm", func(r *Report) { r.Members = []Member{{Name: "m0", Alarms: []string{"NOSPACE"}}} }, Assume{}, Critical, "m0 has raised the alarm NOSPACE", "etcdctl alarm disarm"},
+		{"history", func(r *Report) { r.Totals.HistoryBytes = 90 << 20 }, Assume{}, Warning, "53 % of the data are old revisions", "shapecheck reclaim --endpoints ENDPOINTS, and --auto-compaction-mode"},
+		{"alarm", func(r *Report) { r.Members = []Member{{Name: "m0", Alarms: []string{"NOSPACE"}}} }, Assume{}, Critical, "m0 has raised the alarm NOSPACE", "shapecheck reclaim --endpoints ENDPOINTS, which disarms it"},
 		{"corrupt", func(r *Report) { r.Members = []Member{{Name: "m0", Alarms: []string{"CORRUPT"}}} }, Assume{}, Critical, "CORRUPT", "empty data directory"},
 		{"lost", func(r *Report) { r.Members = []Member{{ID: "8e", Name: "m0", Error: "refused"}} }, Assume{}, Critical, "m0 does not answer: refused", "etcdctl member remove 8e"},
 		{"lag", func(r *Report) { r.Members = []Member{{Name: "m0", Lag: 6000}} }, Assume{}, Warning, "6000 entries behind", "disk"},
@@ -129,6 +129,7 @@ func TestConditions(t *testing.T) {
 		{"bloat>1.1,bloat>1.2", 1, 0},
 		{"time-to-quota<24h", 0, 1},
 		{"warning,critical", 0, 0},
+		{"quota-use>5%,quota-use > 0.05,quota-use>15 %", 2, 0},
 		{"history>1MB,keys>999,quota-use>0.5,alarms>0,leases>0,staging>0", 2, 0},
 		{"max-revisions>0,max-revisions>1,p99-value>1B,live>1GiB,db>50MiB", 3, 0},
 		{"", 0, 0},
@@ -160,6 +161,10 @@ func TestConditions(t *testing.T) {
 		"bloat":              "is no condition: write a name, < or >",
 		"bloat>":             `"" is no number`,
 		"bloat>NaN":          "is no number",
+		"keys>Inf":           "is no number",
+		"keys<-1":            "is no number",
+		"quota-use>80":       `for 80 % write 80%`,
+		"quota-use>-1%":      "is no share",
 		"weight>3":           `there is no figure "weight"`,
 		"max-value>12QB":     "is no size: write it as in 512KiB",
 		"max-value>-1B":      "is no size",
@@ -202,14 +207,19 @@ func TestCompare(t *testing.T) {
 	require.Len(t, c.New, 1)
 	require.Contains(t, c.New[0].Reason, "NOSPACE")
 	require.Len(t, c.Gone, 1)
-	require.Contains(t, c.Gone[0].Do, "defrag")
+	require.Contains(t, c.Gone[0].Do, "reclaim")
 	var text strings.Builder
 	require.NoError(t, now.Text(&text))
 	require.Contains(t, text.String(), "Keys -100, live +0 B,")
 
-	old.Source.Kind = "live"
+	old.Source.Kind, old.Source.Cluster, old.Source.Depth, old.Source.Revision, old.Partial = "live", "1", 3, 2000, true
+	now.Source.Cluster = "2"
 	now.Compare(old)
-	require.Contains(t, now.Notes[len(now.Notes)-1], "not comparable")
+	notes := strings.Join(now.Notes, "\n")
+	for _, says := range []string{"not comparable", "of another cluster, 1", "had --depth 3", "an audit is partial", "has a later revision, 2000"} {
+		require.Contains(t, notes, says)
+	}
+	require.Empty(t, now.Changes.Prefixes)
 }
 
 // TestHTML is a page whose keys try to be more than text.

@@ -9,7 +9,8 @@ import "math/bits"
 // map has the keys themselves, too: hundreds of megabytes for five million. This takes 16 bytes
 // a key, plus room, and no keys: a 64-bit hash stands for a key, and two of n keys have the same one with
 // a probability of n*n/2^65, which is less than one in a million for five million keys. Where
-// it happens one of them counts as a revision of the other.
+// it happens one of them counts as a revision of the other. The hash has a seed of its own in
+// each run, so that nobody can choose keys that collide.
 //
 // It is an open-addressing table in segments, by the lowest bits of the hash. Segments grow
 // by themselves, by a quarter, so that there is never a copy of the whole table, and two
@@ -27,24 +28,35 @@ type segment struct {
 	used  int
 }
 
-// slot is a key: its hash, which is never 0, and its history, 26 bits for revisions and 37 for
-// their bytes, and a bit for a key whose newest revision was seen.
+// slot is a key: its hash, which is never 0, and its history, 26 bits for revisions and 36 for
+// their bytes, a bit for a key whose newest revision was seen, and one for one that is live.
 type slot struct{ hash, history uint64 }
 
 const (
-	historyByteBits = 37
-	maxHistoryBytes = 1<<historyByteBits - 1 // 128 GiB, and a backend has a few
+	historyByteBits = 36
+	maxHistoryBytes = 1<<historyByteBits - 1 // 64 GiB, and a backend has a few
 	maxHistory      = 1<<26 - 1
 	seenBit         = 1 << 63
+	liveBit         = 1 << 62
+	stateBits       = seenBit | liveBit
 )
 
 func (s *slot) seen() bool        { return s.history&seenBit != 0 }
-func (s *slot) see()              { s.history |= seenBit }
 func (s *slot) bytes() uint64     { return s.history & maxHistoryBytes }
-func (s *slot) revisions() uint64 { return s.history &^ seenBit >> historyByteBits }
+func (s *slot) revisions() uint64 { return s.history &^ stateBits >> historyByteBits }
+
+// see says that a revision of the key was seen, and whether it is the one that is live.
+func (s *slot) see(live bool) {
+	if s.history |= seenBit; live {
+		s.history |= liveBit
+	}
+}
+
+// kept is how many revisions there are of the key.
+func (s *slot) kept() uint64 { return s.revisions() + s.history&liveBit>>62 }
 
 func (s *slot) add(revisions, bytes uint64) {
-	s.history = s.history&seenBit | min(s.revisions()+revisions, maxHistory)<<historyByteBits | min(s.bytes()+bytes, maxHistoryBytes)
+	s.history = s.history&stateBits | min(s.revisions()+revisions, maxHistory)<<historyByteBits | min(s.bytes()+bytes, maxHistoryBytes)
 }
 
 // find returns the slot of a hash, which is new where it was not there. It is valid until the

@@ -46,12 +46,15 @@ type Live struct {
 	total    uint64
 	notes    []string
 	later    int64 // revision, after a compaction
+
+	compactions int
 }
 
 const (
 	defaultPageBytes = 4 << 20
 	mostPageKeys     = 2000
 	firstPageKeys    = 16
+	maxNotes         = 5 // about compactions
 )
 
 // Audit reads everything. Where ctx ends the report is of what was read until then, and
@@ -81,8 +84,13 @@ func (l *Live) Audit(ctx context.Context) (*Report, error) {
 			err = e
 			break
 		}
+		if l.compactions++; l.compactions <= maxNotes {
+			l.notes = append(l.notes, fmt.Sprintf("revision %d was compacted after %d keys: keys from \"%s\" on are as of revision %d", l.at(), l.tally.records, Key(l.next), now.Header.Revision))
+		}
 		l.later = now.Header.Revision
-		l.notes = append(l.notes, fmt.Sprintf("revision %d was compacted after %d keys: keys from %q on are as of revision %d", l.revision, l.tally.records, Key(l.next), l.later))
+	}
+	if more := l.compactions - maxNotes; more > 0 {
+		l.notes = append(l.notes, fmt.Sprintf("there were %d compactions more; the last keys are as of revision %d", more, l.later))
 	}
 	r := l.tally.report()
 	r.At, r.Source.Kind, r.Source.Revision, r.Source.RevisionAtEnd = start, "live", l.revision, l.later
@@ -100,7 +108,7 @@ func (l *Live) Audit(ctx context.Context) (*Report, error) {
 		if ctx.Err() != nil {
 			why, err = "interrupted", nil
 		}
-		r.Notes = append(r.Notes, fmt.Sprintf("%s: %d of %d keys were read, those before %q", why, l.tally.records, l.total, Key(l.next)))
+		r.Notes = append(r.Notes, fmt.Sprintf("%s: %d of %d keys were read, those before \"%s\"", why, l.tally.records, l.total, Key(l.next)))
 	}
 	return r, err
 }

@@ -28,9 +28,11 @@ type Report struct {
 	Findings []Finding `json:"findings"` // the most serious first
 
 	Members []Member `json:"members"`
-	Backend Backend  `json:"backend"`
-	Growth  *Growth  `json:"growth,omitempty"`
-	Totals  Totals   `json:"totals"`
+	// AlarmsUnknown is set where nobody has answered which alarms there are.
+	AlarmsUnknown bool    `json:"alarmsUnknown,omitempty"`
+	Backend       Backend `json:"backend"`
+	Growth        *Growth `json:"growth,omitempty"`
+	Totals        Totals  `json:"totals"`
 	// Values are the lengths of the live values, as the application knows them: a chunked
 	// value counts once, with its own length.
 	Values   Distribution `json:"values"`
@@ -42,7 +44,9 @@ type Report struct {
 	ByHistory []KeyReport `json:"byHistory,omitempty"`
 	Chunked   Chunked     `json:"chunked"`
 	Leases    Leases      `json:"leases"`
-	Staging   []Staging   `json:"staging,omitempty"`
+	// Staging are who is writing large values, the first hundred; StagingMore how many more.
+	Staging     []Staging `json:"staging,omitempty"`
+	StagingMore int       `json:"stagingMore,omitempty"`
 	// RaftLog is what is in a member's write-ahead log, where that was read.
 	RaftLog *RaftLog `json:"raftLog,omitempty"`
 	// Changes are since an earlier report, where there is one.
@@ -51,7 +55,10 @@ type Report struct {
 
 // Source is what was read.
 type Source struct {
-	Kind      string   `json:"kind"` // "db" or "live"
+	Kind string `json:"kind"` // "db" or "live"
+	// Separator and Depth are how prefixes were made.
+	Separator string   `json:"separator"`
+	Depth     int      `json:"depth"`
 	File      string   `json:"file,omitempty"`
 	Endpoints []string `json:"endpoints,omitempty"`
 	Cluster   string   `json:"cluster,omitempty"` // the cluster's id, hexadecimal
@@ -159,7 +166,7 @@ type Prefix struct {
 	// Revisions are those that are kept, live ones included; of a live cluster the versions of
 	// its keys, which is how often they were put since they were created.
 	Revisions    uint64  `json:"revisions"`
-	PerKey       float64 `json:"revisionsPerKey"`
+	PerKey       float64 `json:"revisionsPerKey"` // of keys that are live and of those that are gone
 	HistoryBytes uint64  `json:"historyBytes"`
 	Tombstones   uint64  `json:"tombstones"`
 	Max          uint64  `json:"max"`
@@ -172,7 +179,8 @@ type Prefix struct {
 type KeyReport struct {
 	Key          Key    `json:"key"`
 	ValueBytes   uint64 `json:"valueBytes,omitempty"`
-	Revisions    uint64 `json:"revisions,omitempty"` // that are not live, or its version in a live cluster
+	KeyBytes     uint64 `json:"keyBytes,omitempty"`  // of a key that is too long to be shown whole
+	Revisions    uint64 `json:"revisions,omitempty"` // that are kept, or its version in a live cluster
 	HistoryBytes uint64 `json:"historyBytes,omitempty"`
 	Chunks       uint64 `json:"chunks,omitempty"`
 	StoredBytes  uint64 `json:"storedBytes,omitempty"` // of a chunked value, with its chunks

@@ -5,11 +5,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"math/bits"
 	"slices"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/kvwrap/kvwrap/internal/format"
 )
 
@@ -35,10 +35,12 @@ const (
 	maxLeases   = 1 << 18
 	maxChunked  = 1 << 17 // chunked keys whose chunks are counted
 	maxStaging  = 100
+	maxName     = 1 << 10 // of a prefix, bytes; longer ones are counted together
+	maxShown    = 4 << 10 // of a key in a list
 )
 
-// maxValueBytes is the length of the largest value that a manifest may be of.
-const maxValueBytes = 1 << 40
+// maxValueBytes is the length of the largest value that a client may be configured to write.
+const maxValueBytes = 256 << 20
 
 // tally counts records, newest first: the first one of a key is what is live of it, or a
 // delete, and all others are history. So the state of a key is known when its first record
@@ -49,6 +51,9 @@ const maxValueBytes = 1 << 40
 // all records again, as often as there are parts.
 type tally struct {
 	cfg          Config
+	seed         maphash.Seed // keys that were chosen to collide would make it slow, and wrong
+	reserved     []byte       // prefix of chunks
+	logical      []byte       // of a chunk
 	maxKeys      int
 	pass, passes int
 	estimate     *distinct // nil while it counts
@@ -64,16 +69,18 @@ type tally struct {
 	bySize, byChurn, byHistory top
 	chunked                    Chunked
 	chunks                     map[uint64]chunkSum // of a logical key, by its hash
+	uncounted                  uint64              // chunks of keys for which there was no room
 	leases                     map[int64]uint32
 	leased, unleased           uint64
 	staging                    []Staging
+	stagingMore                int // for which there was no room
 	records                    uint64
 	live                       bool // there is no history: each key comes once
 }
 
 type prefixTally struct {
-	keys, liveBytes, revisions, historyBytes, tombstones, leased uint64
-	sizes                                                        sizes
+	keys, liveBytes, revisions, historyBytes, tombstones, deleted, leased uint64
+	sizes                                                                 sizes
 }
 
 type chunkSum struct {
@@ -82,7 +89,8 @@ type chunkSum struct {
 }
 
 func newTally(cfg Config, live bool) *tally {
-	t := &tally{cfg: cfg.filled(), maxKeys: maxKeys, passes: 1, live: live}
+	t := &tally{cfg: cfg.filled(), seed: maphash.MakeSeed(), maxKeys: maxKeys, passes: 1, live: live}
+	t.reserved = []byte(t.cfg.Space.Prefix())
 	t.clear()
 	return t
 }
@@ -92,7 +100,7 @@ func (t *tally) clear() {
 	t.prefixes, t.rest, t.last = make(map[string]*prefixTally), nil, nil
 	t.bySize, t.byChurn, t.byHistory = top{room: t.cfg.Top}, top{room: t.cfg.Top}, top{room: t.cfg.Top}
 	t.chunks, t.leases = make(map[uint64]chunkSum), make(map[int64]uint32)
-	t.leased, t.unleased, t.staging, t.records = 0, 0, nil, 0
+	t.leased, t.unleased, t.uncounted, t.staging, t.stagingMore, t.records = 0, 0, 0, nil, 0, 0
 }
 
 // next reports whether the records have to be given once more.
@@ -111,12 +119,20 @@ func (t *tally) next() bool {
 	return true
 }
 
-// settle tells the largest values of this part of the keys how many revisions they have,
-// which came after them.
+// settle tells the largest values of this part of the keys how many revisions they have, and
+// the keys with most revisions what these take: that came later than they did.
 func (t *tally) settle() {
+	if t.live || t.estimate != nil {
+		return
+	}
 	for i, e := range t.bySize.entries {
-		if !t.live && t.mine(e.hash) {
-			t.bySize.entries[i].about.Revisions = t.table.find(e.hash).revisions()
+		if t.mine(e.hash) {
+			t.bySize.entries[i].about.Revisions = t.table.find(e.hash).kept()
+		}
+	}
+	for i, e := range t.byChurn.entries {
+		if t.mine(e.hash) {
+			t.byChurn.entries[i].about.HistoryBytes = t.table.find(e.hash).bytes()
 		}
 	}
 }
@@ -127,21 +143,37 @@ func (t *tally) mine(hash uint64) bool {
 	return t.passes == 1 || int(hash>>20&0xffff)*t.passes>>16 == t.pass
 }
 
+// chunkOf returns the logical key that a chunk belongs to. Chunks of a client in a namespace
+// have that before the reserved prefix.
+func (t *tally) chunkOf(key []byte) (logical []byte, id format.ID, ok bool) {
+	at := bytes.Index(key, t.reserved)
+	if at < 0 {
+		return nil, id, false
+	}
+	logical, id, err := t.cfg.Space.ParseChunkKey(key[at:])
+	if err != nil {
+		return nil, id, false
+	}
+	if at > 0 {
+		t.logical = append(append(t.logical[:0], key[:at]...), logical...)
+		logical = t.logical
+	}
+	return logical, id, true
+}
+
 // add counts a record.
 func (t *tally) add(r *record) {
-	logical, id, isChunk := r.key, format.ID{}, false
-	if t.cfg.Space.Reserved(r.key) {
-		if key, i, err := t.cfg.Space.ParseChunkKey(r.key); err == nil {
-			logical, id, isChunk = key, i, true
-		}
+	logical, id, isChunk := t.chunkOf(r.key)
+	if !isChunk {
+		logical = r.key
 	}
-	owner := xxhash.Sum64(logical)
+	owner := maphash.Bytes(t.seed, logical)
 	if !t.mine(owner) {
 		return
 	}
 	hash := owner
 	if isChunk {
-		hash = xxhash.Sum64(r.key)
+		hash = maphash.Bytes(t.seed, r.key)
 	}
 	if t.estimate != nil {
 		t.estimate.add(hash)
@@ -152,7 +184,7 @@ func (t *tally) add(r *record) {
 	if !t.live {
 		s = t.table.find(hash)
 		newest = !s.seen()
-		s.see()
+		s.see(newest && !r.tombstone)
 		if t.passes == 1 && t.table.keys > t.maxKeys {
 			t.giveUp()
 			return
@@ -182,15 +214,16 @@ func (t *tally) add(r *record) {
 	} else {
 		if newest {
 			t.totals.Deleted++
+			p.deleted++
 		}
 		p.revisions++
 		s.add(1, size)
-		if t.byChurn.wants(s.revisions()) {
-			t.byChurn.set(owner, s.revisions(), logical, KeyReport{HistoryBytes: s.bytes()})
+		if t.byChurn.wants(s.kept()) {
+			t.byChurn.set(owner, s.kept(), logical, KeyReport{})
 		}
 	}
 	if t.byHistory.wants(s.bytes()) {
-		t.byHistory.set(owner, s.bytes(), logical, KeyReport{Revisions: s.revisions()})
+		t.byHistory.set(owner, s.bytes(), logical, KeyReport{Revisions: s.kept()})
 	}
 }
 
@@ -198,8 +231,8 @@ func (t *tally) addLive(p *prefixTally, owner uint64, r *record) {
 	size, length := uint64(r.bytes), uint64(len(r.value))
 	about := KeyReport{Revisions: uint64(r.version)} // which settle corrects where there is history
 	if !format.Plain(r.value) {
-		switch literal, m, err := format.Parse(r.value, maxValueBytes); {
-		case err != nil:
+		switch literal, m, err := format.Head(r.value, maxValueBytes); {
+		case err != nil || m != nil && !owns(r.key, m):
 			t.chunked.Unreadable++
 		case m == nil:
 			length = uint64(len(literal))
@@ -241,13 +274,26 @@ func (t *tally) addLive(p *prefixTally, owner uint64, r *record) {
 	}
 }
 
+// owns reports whether m is the manifest of key, or of the end of it: a client in a namespace
+// does not know the beginning.
+func owns(key []byte, m *format.Manifest) bool {
+	for i := range min(len(key), maxName) {
+		if m.KeyDigest == format.KeyDigest(key[i:]) {
+			return true
+		}
+	}
+	return false
+}
+
 func (t *tally) addChunk(p *prefixTally, owner uint64, logical []byte, id format.ID, r *record) {
 	size := uint64(r.bytes)
 	t.totals.LiveRecords++
 	t.totals.LiveBytes += size
 	p.liveBytes += size
 	if id.Index == 0 {
-		if len(t.staging) < maxStaging {
+		if len(t.staging) == maxStaging {
+			t.stagingMore++
+		} else {
 			s := Staging{Key: Key(logical), Lease: leaseID(r.lease)}
 			var anchor struct {
 				Host    string `json:"host"`
@@ -255,7 +301,7 @@ func (t *tally) addChunk(p *prefixTally, owner uint64, logical []byte, id format
 				Version string `json:"version"`
 			}
 			if json.Unmarshal(r.value, &anchor) == nil { // one of another version is a writer all the same
-				s.Host, s.PID, s.Version = anchor.Host, anchor.PID, anchor.Version
+				s.Host, s.PID, s.Version = brief(anchor.Host), anchor.PID, brief(anchor.Version)
 			}
 			t.staging = append(t.staging, s)
 		}
@@ -265,12 +311,15 @@ func (t *tally) addChunk(p *prefixTally, owner uint64, logical []byte, id format
 	t.chunked.StoredBytes += size
 	if sum, ok := t.chunks[owner]; ok || len(t.chunks) < maxChunked {
 		t.chunks[owner] = chunkSum{sum.chunks + 1, sum.bytes + size}
+	} else {
+		t.uncounted++
 	}
 }
 
 // prefix returns the count of the prefix of a key.
 func (t *tally) prefix(key []byte) *prefixTally {
 	name := cutPrefix(key, t.cfg.Separator, t.cfg.Depth)
+	name = name[:min(len(name), maxName)]
 	if t.last != nil && bytes.Equal(name, t.lastName) {
 		return t.last
 	}
@@ -322,7 +371,8 @@ func (t *tally) giveUp() {
 func (t *tally) report() *Report {
 	t.settle()
 	r := &Report{
-		Schema: Schema, Totals: t.totals, Values: t.values.distribution(), Chunked: t.chunked, Staging: t.staging,
+		Schema: Schema, Findings: []Finding{}, Members: []Member{}, Prefixes: []Prefix{}, BySize: []KeyReport{}, ByChurn: []KeyReport{},
+		Totals: t.totals, Values: t.values.distribution(), Chunked: t.chunked, Staging: t.staging,
 		Estimates: []string{fmt.Sprintf("quantiles of sizes (p50 to p99.9) are too large by at most %.1f %% of them; the maximum is exact", 100*SizeError)},
 	}
 	r.Source.Records, r.Source.Passes = t.records, t.passes
@@ -330,7 +380,7 @@ func (t *tally) report() *Report {
 	add := func(name string, rest bool, p *prefixTally) {
 		r.Prefixes = append(r.Prefixes, Prefix{
 			Prefix: Key(name), Rest: rest, Keys: p.keys, LiveBytes: p.liveBytes, Share: ratio(float64(p.liveBytes+p.historyBytes), all),
-			Revisions: p.revisions, PerKey: ratio(float64(p.revisions), float64(p.keys)), HistoryBytes: p.historyBytes,
+			Revisions: p.revisions, PerKey: ratio(float64(p.revisions), float64(p.keys+p.deleted)), HistoryBytes: p.historyBytes,
 			Tombstones: p.tombstones, Max: p.sizes.most, P99: p.sizes.quantile(.99), Mean: uint64(ratio(float64(p.sizes.sum), float64(p.sizes.n))), Leased: p.leased,
 		})
 	}
@@ -345,8 +395,8 @@ func (t *tally) report() *Report {
 		return cmp.Or(cmp.Compare(b.LiveBytes+b.HistoryBytes, a.LiveBytes+a.HistoryBytes), cmp.Compare(a.Prefix, b.Prefix))
 	})
 	for _, e := range t.bySize.sorted() {
-		k := e.about
-		k.Key, k.ValueBytes = Key(e.key), e.weight
+		k := e.report()
+		k.ValueBytes = e.weight
 		if sum, ok := t.chunks[e.hash]; ok {
 			k.Chunks = uint64(sum.chunks)
 			k.StoredBytes += sum.bytes
@@ -354,13 +404,13 @@ func (t *tally) report() *Report {
 		r.BySize = append(r.BySize, k)
 	}
 	for _, e := range t.byChurn.sorted() {
-		k := e.about
-		k.Key, k.Revisions = Key(e.key), e.weight
+		k := e.report()
+		k.Revisions = e.weight
 		r.ByChurn = append(r.ByChurn, k)
 	}
 	for _, e := range t.byHistory.sorted() {
-		k := e.about
-		k.Key, k.HistoryBytes = Key(e.key), e.weight
+		k := e.report()
+		k.HistoryBytes = e.weight
 		r.ByHistory = append(r.ByHistory, k)
 	}
 	if t.passes > 1 || t.table.keys > 0 {
@@ -369,7 +419,14 @@ func (t *tally) report() *Report {
 	if t.live {
 		r.Estimates = append(r.Estimates, "revisions are versions, which is how often a key was put since it was created: what is kept of old revisions cannot be read from a live cluster")
 	}
-	r.Leases = t.leaseReport()
+	r.StagingMore = t.stagingMore
+	if t.uncounted > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("there are chunks of more than %d keys; %d chunks are in no key's sum", maxChunked, t.uncounted))
+	}
+	if r.Leases = t.leaseReport(); t.unleased > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("there are more than %d leases with keys; %d keys of others are not in the figures about leases", maxLeases, t.unleased))
+	}
+	r.Source.Separator, r.Source.Depth = string(t.cfg.Separator), t.cfg.Depth
 	return r
 }
 
@@ -392,6 +449,9 @@ func largestLeases(l []LeaseUse) []LeaseUse {
 	slices.SortFunc(l, func(a, b LeaseUse) int { return cmp.Or(cmp.Compare(b.Keys, a.Keys), cmp.Compare(a.ID, b.ID)) })
 	return l[:min(len(l), 5)]
 }
+
+// brief is what a writer says of itself, which may be anything.
+func brief(s string) string { return s[:min(len(s), 256)] }
 
 func leaseID(id int64) string { return fmt.Sprintf("%x", uint64(id)) }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -103,13 +104,38 @@ func aboutText(f Finding) string {
 	return f.About.String() + ": "
 }
 
+// visible is s without what a terminal obeys. Keys are quoted before; what members, writers and
+// earlier reports say may be anything.
+func visible(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) < 0 {
+		return s
+	}
+	quoted := strconv.Quote(s)
+	return quoted[1 : len(quoted)-1]
+}
+
+// printable makes what is said visible.
+func printable(args []any) []any {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = visible(s)
+		}
+	}
+	return args
+}
+
 // Text writes the report for people.
 func (r *Report) Text(w io.Writer) error {
 	var b strings.Builder
-	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", printable(args)...) }
 	table := func(rows func(row func(cells ...string))) {
 		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		rows(func(cells ...string) { fmt.Fprintln(t, "  "+strings.Join(cells, "\t")) })
+		rows(func(cells ...string) {
+			for i, c := range cells {
+				cells[i] = visible(c)
+			}
+			fmt.Fprintln(t, "  "+strings.Join(cells, "\t"))
+		})
 		t.Flush()
 	}
 	if r.Partial {
@@ -233,10 +259,7 @@ func (r *Report) Text(w io.Writer) error {
 		say("\n%s", title)
 		table(func(row func(...string)) {
 			row(column, "key")
-			for i, k := range list {
-				if i == 10 {
-					break
-				}
+			for _, k := range list {
 				row(cell(k), shortKey(k.Key, 70))
 			}
 		})
@@ -247,7 +270,7 @@ func (r *Report) Text(w io.Writer) error {
 		}
 		return bytesText(k.ValueBytes)
 	})
-	churn := "old revisions"
+	churn := "revisions"
 	if r.Source.Kind == "live" {
 		churn = "version"
 	}
@@ -284,6 +307,9 @@ func (r *Report) Text(w io.Writer) error {
 			row("key", "host", "process", "version", "lease")
 			for _, s := range r.Staging {
 				row(shortKey(s.Key, 50), s.Host, fmt.Sprint(s.PID), s.Version, s.Lease)
+			}
+			if r.StagingMore > 0 {
+				row(fmt.Sprintf("and %d more", r.StagingMore))
 			}
 		})
 	}

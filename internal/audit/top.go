@@ -18,6 +18,7 @@ type topEntry struct {
 	hash   uint64
 	weight uint64
 	key    []byte
+	length int // of the whole key
 	about  KeyReport
 }
 
@@ -31,15 +32,17 @@ func (t *top) set(hash, weight uint64, key []byte, about KeyReport) {
 	if !t.wants(weight) {
 		return
 	}
+	length := len(key)
+	key = key[:min(length, maxShown)]
 	at := slices.IndexFunc(t.entries, func(e topEntry) bool { return e.hash == hash })
 	switch {
 	case at >= 0:
 		t.entries[at].weight, t.entries[at].about = weight, about
 	case len(t.entries) < t.room:
-		t.entries = append(t.entries, topEntry{hash, weight, slices.Clone(key), about})
+		t.entries = append(t.entries, topEntry{hash, weight, slices.Clone(key), length, about})
 	default:
 		at = t.lightest()
-		t.entries[at] = topEntry{hash, weight, append(t.entries[at].key[:0], key...), about}
+		t.entries[at] = topEntry{hash, weight, append(t.entries[at].key[:0], key...), length, about}
 	}
 	if len(t.entries) == t.room {
 		t.least = t.entries[t.lightest()].weight
@@ -53,6 +56,15 @@ func (t *top) lightest() (at int) {
 		}
 	}
 	return at
+}
+
+// report returns what is known of the key, of which a very long one is cut.
+func (e topEntry) report() KeyReport {
+	k := e.about
+	if k.Key = Key(e.key); e.length > len(e.key) {
+		k.KeyBytes = uint64(e.length)
+	}
+	return k
 }
 
 // sorted returns the entries, the heaviest first.

@@ -36,7 +36,13 @@ type RaftLog struct {
 	RetainedBytes uint64      `json:"retainedBytes"`
 	Types         []EntryKind `json:"types"`    // the heaviest first
 	Prefixes      []EntryKind `json:"prefixes"` // of what was put; the bytes of a transaction are shared out to its puts
-	Torn          bool        `json:"torn,omitempty"`
+	// Torn is set where the last record is not whole: the member is writing it, or was killed
+	// while it did.
+	Torn bool `json:"torn,omitempty"`
+	// Incomplete says why not everything was read.
+	Incomplete string `json:"incomplete,omitempty"`
+
+	reading int // which file
 }
 
 // EntryKind is a kind of raft entries: a type of request, or a prefix.
@@ -45,7 +51,10 @@ type EntryKind struct {
 	Entries uint64  `json:"entries"`
 	Bytes   uint64  `json:"bytes"`
 	Share   float64 `json:"share"`
-	Max     uint64  `json:"max"`
+	Max     uint64  `json:"max"` // in one entry
+
+	last  uint64 // entry that was counted, by number
+	there uint64 // bytes in that
 }
 
 const retainedEntries = 5000
@@ -54,20 +63,28 @@ type walTally struct {
 	cfg             Config
 	sizes           sizes
 	types, prefixes map[string]*EntryKind
+	records         uint64
+	entries         uint64
 	last            []uint64 // sizes of the newest entries, a ring
 }
 
 // ReadWAL reads a member's write-ahead log, member/wal in its data directory, while the member
-// runs or not. It opens the files for reading only, and takes no lock.
+// runs or not. It opens the files for reading only, and takes no lock. Of what it cannot read
+// it says why in Incomplete; its error is about a directory that has no such log.
 func ReadWAL(ctx context.Context, dir string, cfg Config) (*RaftLog, error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*.wal"))
+	all, err := os.ReadDir(dir)
+	var names []string // in order, by number
+	for _, e := range all {
+		if filepath.Ext(e.Name()) == ".wal" {
+			names = append(names, filepath.Join(dir, e.Name()))
+		}
+	}
 	if err == nil && len(names) == 0 {
-		err = errors.New("there is no file *.wal")
+		err = fmt.Errorf("%s: there is no file *.wal", dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: give the --data-dir of a member, which has member/wal in it", dir, err)
+		return nil, fmt.Errorf("%w: give the --data-dir of a member, which has member/wal in it", err)
 	}
-	slices.Sort(names) // by number
 	l := &RaftLog{Dir: dir, Files: len(names)}
 	t := &walTally{cfg: cfg.filled(), types: make(map[string]*EntryKind), prefixes: make(map[string]*EntryKind)}
 	var files []fileutil.FileReader
@@ -77,10 +94,17 @@ func ReadWAL(ctx context.Context, dir string, cfg Config) (*RaftLog, error) {
 			return nil, fmt.Errorf("%w: run this as the user of etcd, or copy the directory", err)
 		}
 		defer f.Close()
-		files = append(files, fileutil.NewFileReader(f))
+		files = append(files, &walFile{FileReader: fileutil.NewFileReader(f), at: len(files), reading: &l.reading})
 	}
-	if err := l.read(ctx, wal.NewDecoder(files...), t); err != nil {
-		return nil, fmt.Errorf("%s: the write-ahead log is damaged after index %d: %w: check it with etcd-dump-logs", dir, l.LastIndex, err)
+	switch err := l.read(ctx, wal.NewDecoder(files...), t); {
+	case ctx.Err() != nil:
+		l.Incomplete = fmt.Sprintf("interrupted after index %d", l.LastIndex)
+	case err != nil:
+		l.Incomplete = fmt.Sprintf("it is damaged after index %d: %v: check it with etcd-dump-logs", l.LastIndex, err)
+	case l.reading < len(files)-1:
+		l.Incomplete = fmt.Sprintf("%s ends in the middle of a record, after index %d, and the files behind it were not read: check it with etcd-dump-logs", filepath.Base(names[l.reading]), l.LastIndex)
+	case t.records == 0:
+		l.Incomplete = "there is no record in it"
 	}
 	l.Entries = t.sizes.distribution()
 	l.Retained = len(t.last)
@@ -91,10 +115,21 @@ func ReadWAL(ctx context.Context, dir string, cfg Config) (*RaftLog, error) {
 	return l, nil
 }
 
+// walFile is a file of a log that says that it is being read.
+type walFile struct {
+	fileutil.FileReader
+	at      int
+	reading *int
+}
+
+func (f *walFile) Read(b []byte) (int, error) {
+	*f.reading = max(*f.reading, f.at)
+	return f.FileReader.Read(b)
+}
+
 func (l *RaftLog) read(ctx context.Context, decoder wal.Decoder, t *walTally) error {
 	for rec := new(walpb.Record); ; {
 		if err := decoder.Decode(rec); err != nil {
-			// A member that runs is writing the last record, or it was killed while it did.
 			if l.Torn = errors.Is(err, io.ErrUnexpectedEOF); l.Torn || errors.Is(err, io.EOF) {
 				return nil
 			}
@@ -103,6 +138,7 @@ func (l *RaftLog) read(ctx context.Context, decoder wal.Decoder, t *walTally) er
 		if ctx.Err() != nil {
 			return nil
 		}
+		t.records++
 		switch rec.GetType() {
 		case wal.EntryType:
 			var e raftpb.Entry
@@ -132,6 +168,7 @@ func (l *RaftLog) read(ctx context.Context, decoder wal.Decoder, t *walTally) er
 func (t *walTally) add(e *raftpb.Entry) {
 	size := uint64(len(e.Data))
 	t.sizes.add(size)
+	t.entries++
 	if len(t.last) == retainedEntries {
 		t.last[int(t.sizes.n-1)%retainedEntries] = size
 	} else {
@@ -168,7 +205,8 @@ func (t *walTally) add(e *raftpb.Entry) {
 			logical = key
 		}
 		share := uint64(float64(size) * ratio(float64(len(p.Key)+len(p.Value)), float64(all)))
-		t.count(t.prefixes, string(cutPrefix(logical, t.cfg.Separator, t.cfg.Depth)), share)
+		name := cutPrefix(logical, t.cfg.Separator, t.cfg.Depth)
+		t.count(t.prefixes, string(name[:min(len(name), maxName)]), share)
 	}
 }
 
@@ -209,9 +247,13 @@ func (t *walTally) count(kinds map[string]*EntryKind, name string, bytes uint64)
 			kinds[name] = k
 		}
 	}
-	k.Entries++
+	if k.last != t.entries {
+		k.Entries++
+		k.last, k.there = t.entries, 0
+	}
 	k.Bytes += bytes
-	k.Max = max(k.Max, bytes)
+	k.there += bytes
+	k.Max = max(k.Max, k.there)
 }
 
 func (t *walTally) sorted(kinds map[string]*EntryKind) (list []EntryKind) {
@@ -229,7 +271,11 @@ func (t *walTally) sorted(kinds map[string]*EntryKind) (list []EntryKind) {
 func (r *Report) SetRaftLog(l *RaftLog) {
 	r.RaftLog = l
 	r.Estimates = append(r.Estimates, fmt.Sprintf("the raft log in memory is the newest %d entries, as with etcd's default --snapshot-catchup-entries; etcd 3.5 keeps up to 105,000", retainedEntries))
-	if l.Torn {
+	switch {
+	case l.Incomplete != "":
+		r.Partial = true
+		r.Notes = append(r.Notes, "the write-ahead log was not read to its end: "+l.Incomplete)
+	case l.Torn:
 		r.Notes = append(r.Notes, "the last record of the write-ahead log is not whole: the member is writing it, or was killed while it did")
 	}
 }

@@ -190,16 +190,42 @@ func Parse(stored []byte, maxLength int) (literal []byte, m *Manifest, err error
 	case kindLiteral:
 		return stored[envelopeBytes:], nil, nil
 	case kindManifest:
-		m, err := parseManifest(stored, maxLength)
-		return nil, m, err
+		m, list, err := parseManifest(stored, maxLength)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := m.parseRefs(list); err != nil {
+			return nil, nil, err
+		}
+		return nil, m, nil
 	default:
 		return nil, nil, fmt.Errorf("%w: unknown kind %d", ErrDamaged, k)
 	}
 }
 
-func parseManifest(stored []byte, maxLength int) (*Manifest, error) {
-	damaged := func(format string, args ...any) (*Manifest, error) {
-		return nil, fmt.Errorf("%w manifest: %s", ErrDamaged, fmt.Sprintf(format, args...))
+// Head is [Parse] without the manifest's refs, whose list may be much longer than stored. It
+// is for who wants to know of which value a manifest is, and does not read that.
+func Head(stored []byte, maxLength int) (literal []byte, m *Manifest, err error) {
+	if len(stored) >= envelopeBytes && !Plain(stored) && stored[len(magic)] == version && kind(stored[len(magic)+1]) == kindManifest {
+		m, _, err := parseManifest(stored, maxLength)
+		return nil, m, err
+	}
+	return Parse(stored, maxLength)
+}
+
+func damagedManifest(format string, args ...any) error {
+	return fmt.Errorf("%w manifest: %s", ErrDamaged, fmt.Sprintf(format, args...))
+}
+
+// packedRefs is a list of refs as a manifest holds it.
+type packedRefs struct {
+	count uint64
+	bytes []byte
+}
+
+func parseManifest(stored []byte, maxLength int) (*Manifest, packedRefs, error) {
+	damaged := func(format string, args ...any) (*Manifest, packedRefs, error) {
+		return nil, packedRefs{}, damagedManifest(format, args...)
 	}
 	n := len(stored) - checksumBytes
 	if n < envelopeBytes {
@@ -224,7 +250,7 @@ func parseManifest(stored []byte, maxLength int) (*Manifest, error) {
 		return damaged("a field is cut short or out of bounds")
 	}
 	if length > uint64(maxLength) {
-		return nil, &TooLongError{Length: int(min(length, math.MaxInt)), Most: maxLength}
+		return nil, packedRefs{}, &TooLongError{Length: int(min(length, math.MaxInt)), Most: maxLength}
 	}
 	m.Length = int(length)
 	if err := m.Cut.Check(); err != nil {
@@ -233,15 +259,18 @@ func parseManifest(stored []byte, maxLength int) (*Manifest, error) {
 	if count > maxRefs(m.Length) {
 		return damaged("%d refs for %d bytes", count, length)
 	}
-	list := make([]byte, count*refBytes)
-	if err := unpack(list, r.b); err != nil {
-		return damaged("%d refs: %v", count, err)
+	return m, packedRefs{count, r.b}, nil
+}
+
+func (m *Manifest) parseRefs(packed packedRefs) (err error) {
+	list := make([]byte, packed.count*refBytes)
+	if err := unpack(list, packed.bytes); err != nil {
+		return damagedManifest("%d refs: %v", packed.count, err)
 	}
-	var err error
 	if m.Refs, err = decodeRefs(list); err != nil {
-		return damaged("%v", err)
+		return damagedManifest("%v", err)
 	}
-	return m, nil
+	return nil
 }
 
 // maxRefs is the most refs on one level of a value of the given length. Every

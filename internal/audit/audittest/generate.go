@@ -34,6 +34,14 @@ type Truth struct {
 	History, HistoryBytes, Tombstones uint64
 }
 
+// Kept is how many revisions there are of the key.
+func (k *Truth) Kept() uint64 {
+	if k.Live != nil {
+		return k.History + 1
+	}
+	return k.History
+}
+
 // New returns a generator of a new file.
 func New(t testing.TB) *Generator {
 	g := &Generator{TB: t, path: filepath.Join(t.TempDir(), "db"), Keys: make(map[string]*Truth), Revision: 1}
