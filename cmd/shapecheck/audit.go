@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +20,8 @@ import (
 
 // auditing is an audit: of a file or of a cluster.
 type auditing struct {
-	db, output, html string
+	db, html         string
+	output           outputFlag
 	compare, dataDir string
 	separator        string
 	depth, top       int
@@ -81,13 +81,12 @@ as partial.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&a.db, "db", "", "audit this database file or snapshot in place of a cluster")
-	f.StringVarP(&a.output, "write-out", "w", "table", "table, json or html")
 	f.StringVar(&a.html, "html", "", "also write the report as a page of HTML to this file")
 	f.StringVar(&a.compare, "compare", "", "say what has changed since this earlier audit, written with -w json")
 	f.StringVar(&a.dataDir, "data-dir", "", "also read the write-ahead log in this data directory of a member; without --db and --endpoints its database, too, of a member that does not run")
 	f.IntVar(&a.depth, "depth", 2, "components of the prefixes")
 	f.StringVar(&a.separator, "separator", "/", "what separates the components of keys, one byte")
-	f.IntVar(&a.top, "top", 20, "how many keys are listed")
+	f.IntVar(&a.top, "top", 10, "how many keys are listed")
 	f.StringVar(&a.rate, "rate", "", "read at most this much a second from a live cluster, as in 20MiB")
 	a.server.registerBackend(f)
 	f.Lookup("quota-backend-bytes").Usage = "as of etcd, where the members do not say it themselves; without it the default, 2GiB; below 0 none"
@@ -97,7 +96,7 @@ as partial.`,
 	f.DurationVar(&a.sample, "sample", 2*time.Second, "measure the rate of writes of a live cluster for this long at least; 0 does not measure it")
 	f.StringVar(&a.failOn, "fail-on", "", "exit with 20 where one of these conditions is met")
 	f.StringVar(&a.warnOn, "warn-on", "", "exit with 10 where one of these conditions is met")
-	complete(cmd, "write-out", "table", "json", "html")
+	a.output.register(cmd, asHTML)
 	complete(cmd, "auto-compaction-mode", "periodic", "revision")
 	a.space.register(cmd)
 	a.cluster.register(cmd)
@@ -124,9 +123,10 @@ func wrapped80(s string) string {
 
 // check reads the flags.
 func (a *auditing) check() (err error) {
+	if err := a.output.check(); err != nil {
+		return err
+	}
 	switch {
-	case a.output != "table" && a.output != "json" && a.output != "html":
-		return fmt.Errorf("-w %s: choose table, json or html", a.output)
 	case len(a.separator) != 1:
 		return fmt.Errorf("--separator %q: give one byte, as /", a.separator)
 	case a.depth < 1 || a.depth > 100:
@@ -188,6 +188,14 @@ func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err := a.check(); err != nil {
 		return err
 	}
+	var page *page
+	if a.html != "" {
+		var err error
+		if page, err = newPage(a.html, a.db, a.compare); err != nil {
+			return err
+		}
+		defer page.abandon()
+	}
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(auditMemory))
 	defer debug.SetGCPercent(debug.SetGCPercent(auditGOGC))
 	p := newProgress(stderr)
@@ -225,12 +233,17 @@ func (a *auditing) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if e := a.write(r, stdout); e != nil {
 		return e
 	}
-	if a.html != "" {
-		if e := a.writeHTML(r); e != nil {
-			return e
+	err = a.verdict(ctx, r, err)
+	if page != nil {
+		if e := page.write(r); e != nil {
+			fmt.Fprintln(stderr, "shapecheck:", e)
+			var exit exitError
+			if err == nil || errors.As(err, &exit) && exit.code == exitWarning {
+				return exitError{errors.New("the page of HTML is missing"), exitFailed}
+			}
 		}
 	}
-	return a.verdict(ctx, r, err)
+	return err
 }
 
 // progressLine says how far an audit has come, since when this pass began.
@@ -265,21 +278,39 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 	}
 	defer monitor.Close()
 	before, err := monitor.Check(ctx)
+	if refused(err) {
+		return nil, rootOnly("asking for the members", err)
+	}
 	if err != nil {
 		return nil, unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
 	}
 	begin := before.At
-	l := &audit.Live{KV: cli.KV, Watcher: cli.Watcher, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Progress: show}
+	l := &audit.Live{KV: cli.KV, Watcher: cli.Watcher, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Stall: a.cluster.commandTimeout, Progress: show}
 	r, err := l.Audit(ctx)
 	if r == nil {
 		return nil, rootOnly("reading", err)
 	}
 	r.Source.Endpoints = a.cluster.endpoints
-	if left := a.sample - time.Since(begin); left > 0 && a.revisions == 0 && ctx.Err() == nil {
+	if err != nil || ctx.Err() != nil { // nobody waits for a cluster that is gone
+		describe(r, before)
+		if err != nil {
+			err = rootOnly("reading", err)
+		}
+		return r, err
+	}
+	if left := a.sample - time.Since(begin); left > 0 && a.revisions == 0 {
 		wait.For(ctx, left)
 	}
 	health := before
-	if after, e := monitor.Check(context.WithoutCancel(ctx)); e == nil {
+	after, err := monitor.Check(ctx)
+	switch {
+	case ctx.Err() != nil:
+		r.Partial = true
+		r.Notes = append(r.Notes, "interrupted while the rate of writes was measured")
+	case err != nil:
+		r.Partial = true
+		r.Notes = append(r.Notes, fmt.Sprintf("the members did not answer at the end: %v", err))
+	default:
 		health = after
 		if seconds := after.At.Sub(begin).Seconds(); a.revisions == 0 && a.sample > 0 {
 			a.assume.Measured = seconds
@@ -287,13 +318,10 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 		}
 	}
 	describe(r, health)
-	if leases, e := cli.Leases(ctx); e == nil { // a user may not be allowed to
+	if leases, err := cli.Leases(ctx); err == nil { // a user may not be allowed to
 		r.Leases.Granted = len(leases.Leases)
 	}
-	if err != nil {
-		err = rootOnly("reading", err)
-	}
-	return r, err
+	return r, nil
 }
 
 // newest is the newest revision that a member has.
@@ -306,6 +334,7 @@ func newest(h budget.Health) (revision int64) {
 
 // describe fills in what the members have said.
 func describe(r *audit.Report, h budget.Health) {
+	r.AlarmsUnknown = h.AlarmsError != ""
 	for _, m := range h.Members {
 		r.Members = append(r.Members, audit.Member{
 			ID: m.ID.String(), Name: m.Name, Role: string(m.Role), Version: m.Version, DbSize: m.DbSize, InUse: m.DbSizeInUse,
@@ -319,23 +348,56 @@ func describe(r *audit.Report, h budget.Health) {
 }
 
 func (a *auditing) write(r *audit.Report, w io.Writer) error {
-	switch a.output {
-	case "json":
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	case "html":
+	switch a.output.format {
+	case asJSON:
+		return writeJSON(w, r)
+	case asHTML:
 		return r.HTML(w)
 	}
 	return r.Text(w)
 }
 
-func (a *auditing) writeHTML(r *audit.Report) error {
-	f, err := os.Create(a.html)
+// page is a file of HTML, which takes its place when it is whole.
+type page struct {
+	path string
+	file *os.File
+}
+
+// newPage makes room for a page, before there is something to write. It is none of the files
+// that are read.
+func newPage(path string, read ...string) (*page, error) {
+	if there, err := os.Stat(path); err == nil {
+		for _, name := range read {
+			if other, err := os.Stat(name); err == nil && os.SameFile(there, other) {
+				return nil, fmt.Errorf("--html %s: this file is read: give another one", path)
+			}
+		}
+		if !there.Mode().IsRegular() {
+			return nil, fmt.Errorf("--html %s: it is a directory or a device: give a file", path)
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return nil, fmt.Errorf("--html: %w", err)
+	}
+	return &page{path, f}, nil
+}
+
+func (p *page) write(r *audit.Report) error {
+	err := errors.Join(r.HTML(p.file), p.file.Chmod(0o644), p.file.Close())
+	if err == nil {
+		err = os.Rename(p.file.Name(), p.path)
+	}
 	if err != nil {
 		return fmt.Errorf("--html: %w", err)
 	}
-	return errors.Join(r.HTML(f), f.Close())
+	return nil
+}
+
+// abandon removes what has not taken its place.
+func (p *page) abandon() {
+	p.file.Close()
+	os.Remove(p.file.Name())
 }
 
 // verdict is how the command ends: an error, with its exit code, or nil.

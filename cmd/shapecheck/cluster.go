@@ -128,12 +128,18 @@ func (f *clusterFlags) config(sendBytes int) (clientv3.Config, error) {
 
 // bounded gives each request its time, but those that take as long as there is to do.
 func (f *clusterFlags) bounded(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if method != pb.KV_Compact_FullMethodName && method != pb.Maintenance_Defragment_FullMethodName {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.commandTimeout)
-		defer cancel()
+	if method == pb.KV_Compact_FullMethodName || method == pb.Maintenance_Defragment_FullMethodName {
+		return invoke(ctx, method, req, reply, cc, opts...)
 	}
-	return invoke(ctx, method, req, reply, cc, opts...)
+	within, cancel := context.WithTimeout(ctx, f.commandTimeout)
+	defer cancel()
+	err := invoke(within, method, req, reply, cc, opts...)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		// etcd's client sends a request again that a member has not answered in time, a hundred
+		// times, unless the error is none of gRPC's.
+		return fmt.Errorf("no answer in %v: %w", f.commandTimeout, context.DeadlineExceeded)
+	}
+	return err
 }
 
 // timedOut reports whether err says that a request took longer than it may.

@@ -7,10 +7,13 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // TestTLSVersions has a server that knows none of today's.
@@ -41,4 +44,20 @@ func TestRequestsHaveTheirTime(t *testing.T) {
 		})
 		require.Equal(t, context.Canceled, err)
 	}
+}
+
+// TestARequestThatHasNoAnswer is not sent again: etcd's client would, a hundred times, after an
+// error of gRPC's.
+func TestARequestThatHasNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &clusterFlags{commandTimeout: 7 * time.Second}
+		begin := time.Now()
+		err := f.bounded(t.Context(), "/etcdserverpb.KV/Range", nil, nil, nil, func(ctx context.Context, _ string, _, _ any, _ *grpc.ClientConn, _ ...grpc.CallOption) error {
+			<-ctx.Done()
+			return status.FromContextError(ctx.Err()).Err()
+		})
+		require.Equal(t, 7*time.Second, time.Since(begin))
+		require.True(t, timedOut(err))
+		require.Equal(t, codes.Unknown, status.Code(err))
+	})
 }

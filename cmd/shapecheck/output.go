@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -12,17 +14,21 @@ import (
 // outputFlag says in which form a result is written.
 type outputFlag struct {
 	format string
+	forms  []string
 	given  func() bool
 }
 
 const (
 	asTable = "table"
 	asJSON  = "json"
+	asHTML  = "html"
 )
 
-func (o *outputFlag) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "write-out", "w", asTable, "table or json")
-	complete(cmd, "write-out", asTable, asJSON)
+// register makes the flag one of table, json and what more there is.
+func (o *outputFlag) register(cmd *cobra.Command, more ...string) {
+	o.forms = append([]string{asTable, asJSON}, more...)
+	cmd.Flags().StringVarP(&o.format, "write-out", "w", asTable, o.choice())
+	complete(cmd, "write-out", o.forms...)
 	o.given = func() bool { return cmd.Flags().Changed("write-out") }
 }
 
@@ -33,16 +39,27 @@ func complete(cmd *cobra.Command, flag string, values ...string) {
 	}
 }
 
-// json reports whether it is JSON. Of the forms that etcdctl's variable may name for
-// etcdctl those that are not here are passed by.
-func (o *outputFlag) json() (bool, error) {
-	if v := os.Getenv("ETCDCTL_WRITE_OUT"); !o.given() && (v == asTable || v == asJSON) {
+func (o *outputFlag) choice() string {
+	last := len(o.forms) - 1
+	return strings.Join(o.forms[:last], ", ") + " or " + o.forms[last]
+}
+
+// check settles the form. Of those that etcdctl's variable may name for etcdctl the ones
+// that are not here are passed by.
+func (o *outputFlag) check() error {
+	if v := os.Getenv("ETCDCTL_WRITE_OUT"); !o.given() && slices.Contains(o.forms, v) {
 		o.format = v
 	}
-	if o.format != asTable && o.format != asJSON {
-		return false, fmt.Errorf("--write-out %q: choose table or json", o.format)
+	if !slices.Contains(o.forms, o.format) {
+		return fmt.Errorf("--write-out %q: choose %s", o.format, o.choice())
 	}
-	return o.format == asJSON, nil
+	return nil
+}
+
+// json checks the form and reports whether it is JSON.
+func (o *outputFlag) json() (bool, error) {
+	err := o.check()
+	return o.format == asJSON, err
 }
 
 // writeJSON writes a document for programs, one line for each value so that people can

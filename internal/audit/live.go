@@ -34,6 +34,8 @@ type Live struct {
 	// PageBytes is about how much is asked for at a time, where pages are. The default is
 	// 4 MiB. A single value may be larger.
 	PageBytes int
+	// Stall is how long a stream may say nothing before it is given up. Zero is for ever.
+	Stall time.Duration
 	// Pages has it read in pages whatever the server can.
 	Pages bool
 	// Progress is told how far it has come; it may be nil.
@@ -146,7 +148,8 @@ func (l *Live) read(ctx context.Context) error {
 }
 
 func (l *Live) stream(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, stop := context.WithCancelCause(ctx)
+	cancel := func() { stop(nil) }
 	defer cancel()
 	stream, err := l.KV.GetStream(ctx, string(l.next), clientv3.WithFromKey(), clientv3.WithRev(l.at()))
 	if err != nil {
@@ -158,15 +161,28 @@ func (l *Live) stream(ctx context.Context) error {
 		for range stream {
 		}
 	}()
-	for resp := range stream {
-		if err := resp.Err(); err != nil {
-			return err
+	stalled := fmt.Errorf("the stream has said nothing for %v: %w", l.Stall, context.DeadlineExceeded)
+	for {
+		var stall *time.Timer
+		if l.Stall > 0 {
+			stall = time.AfterFunc(l.Stall, func() { stop(stalled) })
+		}
+		resp, ok := <-stream
+		if stall != nil {
+			stall.Stop()
+		}
+		switch {
+		case context.Cause(ctx) == stalled:
+			return stalled
+		case !ok:
+			return ctx.Err()
+		case resp.Err() != nil:
+			return resp.Err()
 		}
 		if err := l.take(ctx, resp.Kvs); err != nil {
 			return err
 		}
 	}
-	return ctx.Err()
 }
 
 // take counts keys, in order, and waits as long as the limit says.

@@ -6,10 +6,13 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/kvwrap/kvwrap/internal/servers"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -237,4 +240,30 @@ func TestLiveKeepsToItsRate(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(4), r.Totals.Keys)
 	require.Greater(t, r.Source.Seconds, .29) // 400 kB, of which the burst of 100 kB goes at once
+}
+
+// silent is a cluster whose stream says nothing.
+type silent struct{ clientv3.KV }
+
+func (silent) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{}, Count: 1}, nil
+}
+
+func (silent) GetStream(ctx context.Context, _ string, _ ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
+	stream := make(chan clientv3.RangeStreamResponse)
+	context.AfterFunc(ctx, func() { close(stream) })
+	return stream, nil
+}
+
+// TestAStreamThatSaysNothing is given up, and what is known is in the report.
+func TestAStreamThatSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		l := Live{KV: silent{}, Config: Config{Space: testSpace(t)}, Stall: 30 * time.Second}
+		r, err := l.Audit(t.Context())
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 30*time.Second, time.Since(begin))
+		require.True(t, r.Partial)
+		require.Contains(t, r.Notes[0], "the stream has said nothing for 30s")
+	})
 }

@@ -17,14 +17,14 @@ import (
 type Config struct {
 	Separator byte            // of the components of keys; '/'
 	Depth     int             // components of a prefix; 2
-	Top       int             // how many keys and prefixes are listed; 20
+	Top       int             // how many keys are listed; 10
 	Space     format.Keyspace // where chunks are
 }
 
 func (c Config) filled() Config {
 	c.Separator = cmp.Or(c.Separator, '/')
 	c.Depth = cmp.Or(c.Depth, 2)
-	c.Top = cmp.Or(c.Top, 20)
+	c.Top = cmp.Or(c.Top, 10)
 	return c
 }
 
