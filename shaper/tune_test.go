@@ -29,13 +29,15 @@ func tuned(t *testing.T, w Workload, target Target) Plan {
 	return p
 }
 
-func (p Plan) choice(setting string) string {
+func (p Plan) choice(setting string) string { return p.choiceOf(setting).Value }
+
+func (p Plan) choiceOf(setting string) Choice {
 	for _, c := range append(p.Choices, p.Flags...) {
 		if c.Setting == setting {
-			return c.Value
+			return c
 		}
 	}
-	return ""
+	return Choice{}
 }
 
 // TestTheFoundingCases are met by what Tune chooses.
@@ -131,6 +133,28 @@ func TestWhatCannotBeMet(t *testing.T) {
 	p = tuned(t, large, Target{Server: newest})
 	require.NotEmpty(t, p.Unmet)
 	require.Contains(t, p.String(), "Not met: ")
+}
+
+// TestARetentionIsExplained as it is: where no retention keeps the file small enough, the
+// plan does not say that one does.
+func TestARetentionIsExplained(t *testing.T) {
+	const longest, none = "the longest of 1h, 30m, 10m, 5m and 1m with which the file stays small enough; ", "with none of 1h, 30m, 10m, 5m and 1m does the file stay small enough, and with this it comes nearest; "
+	why := func(w Workload, target Target, unmet ...string) string {
+		target.Server = newest
+		p := tuned(t, w, target)
+		require.Len(t, p.Unmet, len(unmet))
+		for i, u := range p.Unmet {
+			require.Equal(t, unmet[i], u.Target)
+		}
+		return p.choiceOf("--auto-compaction-retention").Why
+	}
+	require.Contains(t, why(gateway, Target{}), longest)
+	require.Contains(t, why(gateway, Target{RevisionsPerSecond: 1e-3}, "RevisionsPerSecond"), longest)
+	require.Contains(t, why(gateway, Target{FileBytes: 1 << 20}, "FileBytes"), none)
+	large := Workload{Keys: 10_000, ValueBytes: 5_000_000, Interval: time.Hour}
+	require.Contains(t, why(large, Target{}, "FileBytes"), none)
+	seldom := Workload{Keys: 120_000, ValueBytes: 50_000, Interval: 400 * time.Hour}
+	require.Contains(t, why(seldom, Target{FileBytes: 2 << 30}, "Server.Quota"), none, "at its largest it is too large")
 }
 
 // TestAnOldServer has flags of its own, and a raft log that is bounded where no target is given.
