@@ -12,7 +12,8 @@ import (
 // Stats are the counters of a process: what the application has asked for, and what was
 // sent to etcd.
 type Stats struct {
-	Asked, Proposed Traffic
+	Asked    Traffic `json:"asked"`
+	Proposed Traffic `json:"proposed"`
 }
 
 // Report is what an application does to an etcd, what that costs, and what it would cost

@@ -2,6 +2,7 @@ package shaper
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -230,4 +231,34 @@ func TestPlansAreRead(t *testing.T) {
 	var back Plan
 	require.NoError(t, json.Unmarshal(b, &back))
 	require.Equal(t, p.String(), back.String())
+}
+
+// TestNamesInJSON are in one case, down to the last one, as those of a Report.
+func TestNamesInJSON(t *testing.T) {
+	plan := tuned(t, broker, Target{RevisionsPerSecond: 0.5, Server: newest})
+	require.NotEmpty(t, plan.Unmet)
+	var check func(path string, v any)
+	check = func(path string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for name, v := range v {
+				require.Regexp(t, `^[a-z][a-zA-Z0-9]*$`, name, "in %s", path)
+				check(path+"."+name, v)
+			}
+		case []any:
+			for _, v := range v {
+				check(path, v)
+			}
+		}
+	}
+	for _, v := range []any{plan, Report{}, Stats{}} {
+		b, err := json.Marshal(v)
+		require.NoError(t, err)
+		var names any
+		require.NoError(t, json.Unmarshal(b, &names))
+		check(fmt.Sprintf("%T", v), names)
+	}
+	b, err := json.Marshal(Settings{MaxEntryBytes: 65536, Mode: "Max", StaleReads: true, FlushEvery: 80 * time.Millisecond, Revisions: 100})
+	require.NoError(t, err)
+	require.Equal(t, `{"maxEntryBytes":65536,"chunked":false,"mode":"Max","staleReads":true,"skipUnchanged":false,"flushEvery":80000000,"revisions":100,"shared":false}`, string(b))
 }
