@@ -53,8 +53,8 @@ func TestTunedOffsets(t *testing.T) {
 	require.Less(t, float64(proposed.Revisions)/took, float64(most))
 	require.Less(t, float64(proposed.Revisions), 1.15*entries*took+2, "less, where the machine is busy")
 	revisions := float64(proposed.Revisions)
-	require.InEpsilon(t, entryBytes/entries, float64(proposed.EntryBytes)/revisions, 0.25)
-	require.InEpsilon(t, records/entries, float64(proposed.Records)/revisions, 0.25)
+	require.InEpsilon(t, entryBytes/entries, float64(proposed.EntryBytes)/revisions, 0.15)
+	require.InEpsilon(t, records/entries, float64(proposed.Records)/revisions, 0.15)
 	require.EqualValues(t, n, kv.Stats().Asked.Total.Puts)
 }
 
@@ -81,7 +81,7 @@ func TestTunedStatistics(t *testing.T) {
 		bytes := float64(after.EntryBytes-before.EntryBytes) / publishes
 		t.Logf("%.0f %% changed: %.0f bytes a publish, planned %.0f; %.0f records, planned %.0f", 100*changed, bytes, planned,
 			float64(after.Records-before.Records)/publishes, records*every.Seconds())
-		require.InEpsilon(t, planned, bytes, 0.35)
+		require.InEpsilon(t, planned, bytes, 0.15)
 		log := plan.Shaped.Get(shaper.RaftLog)
 		require.LessOrEqual(t, log.High, float64(plan.Target.RaftLogBytes)*1.1)
 	}

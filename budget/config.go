@@ -41,7 +41,9 @@ func (c Class) String() string {
 type Rule struct {
 	Prefix string
 	Class  Class
-	// Reject has a write that cannot go at once be refused, in place of waiting.
+	// Reject has a write that cannot go at once be refused, in place of waiting. It waits
+	// only for what is not known yet: until the client is registered, and for the first
+	// answer of Backend, see there.
 	Reject bool
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -89,10 +90,10 @@ type QuotaError struct {
 func (e *QuotaError) Error() string {
 	since := ""
 	if e.Ahead > 0 {
-		since = fmt.Sprintf(", and up to %s were written since that was seen", byteCount(float64(e.Ahead)))
+		since = fmt.Sprintf(", and up to %s were written since that was seen", size.Bytes(float64(e.Ahead)))
 	}
 	return fmt.Sprintf("%v: a write of %s was not sent: %s of %s are taken, %s of them in use%s: compact and defragment, as Reclaim does, or raise --quota-backend-bytes",
-		ErrQuota, byteCount(float64(e.Cost.Bytes)), byteCount(float64(e.Size)), byteCount(float64(e.Quota)), byteCount(float64(e.InUse)), since)
+		ErrQuota, size.Bytes(float64(e.Cost.Bytes)), size.Bytes(float64(e.Size)), size.Bytes(float64(e.Quota)), size.Bytes(float64(e.InUse)), since)
 }
 
 func (e *QuotaError) Unwrap() []error { return []error{ErrQuota, wire.ErrNotSent} }
@@ -114,9 +115,9 @@ func (e *NoSpaceError) Unwrap() []error {
 
 func (c Cost) String() string {
 	if c.Revisions == 1 {
-		return fmt.Sprintf("1 revision and %s", byteCount(float64(c.Bytes)))
+		return fmt.Sprintf("1 revision and %s", size.Bytes(float64(c.Bytes)))
 	}
-	return fmt.Sprintf("%d revisions and %s", c.Revisions, byteCount(float64(c.Bytes)))
+	return fmt.Sprintf("%d revisions and %s", c.Revisions, size.Bytes(float64(c.Bytes)))
 }
 
 func (r Rates) String() string {
@@ -125,20 +126,7 @@ func (r Rates) String() string {
 		parts = append(parts, strconv.FormatFloat(math.Round(r.Revisions*100)/100, 'f', -1, 64)+" revisions/s")
 	}
 	if r.Bytes != 0 {
-		parts = append(parts, byteCount(r.Bytes)+"/s")
+		parts = append(parts, size.Bytes(r.Bytes)+"/s")
 	}
 	return cmp.Or(strings.Join(parts, " and "), "any rate")
-}
-
-// byteCount writes a number of bytes for people.
-func byteCount(n float64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	u := 0
-	for ; math.Abs(n) >= 1024 && u < len(units)-1; u++ {
-		n /= 1024
-	}
-	if u == 0 || math.Abs(n) >= 100 {
-		return fmt.Sprintf("%.0f %s", n, units[u])
-	}
-	return fmt.Sprintf("%.1f %s", n, units[u])
 }

@@ -163,6 +163,27 @@ func TestBeforeTheBackendIsKnown(t *testing.T) {
 	}
 }
 
+// TestWhoDoesNotWaitIsToldByALook, also when the backend was not seen yet: a refusal has
+// numbers.
+func TestWhoDoesNotWaitIsToldByALook(t *testing.T) {
+	cfg := Config{Rules: []Rule{{Prefix: "k", Reject: true}}}
+	onDisk(t, 100*mib, 50*mib, cfg, func(t *testing.T, d *disk, put func(int) error) {
+		d.takes = 20 * ms
+		began := time.Now()
+		require.NoError(t, put(100<<10))
+		require.Equal(t, 20*ms, time.Since(began))
+	})
+	onDisk(t, 100*mib, 99*mib, cfg, func(t *testing.T, d *disk, put func(int) error) {
+		d.takes = 20 * ms
+		began := time.Now()
+		var full *QuotaError
+		require.ErrorAs(t, put(100<<10), &full)
+		require.Equal(t, 20*ms, time.Since(began))
+		require.Equal(t, Backend{Quota: 100 * mib, Size: 99 * mib, InUse: 99 * mib}, full.Backend)
+		require.Zero(t, d.sent())
+	})
+}
+
 // TestABackendThatNeverAnswers does not hold up a write for ever.
 func TestABackendThatNeverAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

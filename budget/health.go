@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -332,7 +333,7 @@ func (m HealthMember) String() string {
 		return fmt.Sprintf("%s: %s: no answer: %s", who, m.Level, m.Error)
 	}
 	s := fmt.Sprintf("%s: %s: %s, %s in use, bloat %.2f, %.1f %% of the quota, lag %d", who, m.Level,
-		byteCount(float64(m.DbSize)), byteCount(float64(m.DbSizeInUse)), m.Bloat, 100*m.QuotaUse, m.Lag)
+		size.Bytes(float64(m.DbSize)), size.Bytes(float64(m.DbSizeInUse)), m.Bloat, 100*m.QuotaUse, m.Lag)
 	if m.Advice != "" {
 		s += ": " + m.Advice
 	}

@@ -111,9 +111,9 @@ func TestHealthOfACluster(t *testing.T) {
 	require.Equal(t, "connection refused", lost.Error)
 
 	const want = "4 members" +
-		"; m1 (1) leader: ok: 50.0 MiB, 50.0 MiB in use, bloat 1.00, 2.4 % of the quota, lag 100" +
-		"; m2 (2) follower: error: 50.0 MiB, 50.0 MiB in use, bloat 1.00, 2.4 % of the quota, lag 100" +
-		"; m3 (3) learner: ok: 50.0 MiB, 50.0 MiB in use, bloat 1.00, 2.4 % of the quota, lag 1100" +
+		"; m1 (1) leader: ok: 52.4 MB, 52.4 MB in use, bloat 1.00, 2.4 % of the quota, lag 100" +
+		"; m2 (2) follower: error: 52.4 MB, 52.4 MB in use, bloat 1.00, 2.4 % of the quota, lag 100" +
+		"; m3 (3) learner: ok: 52.4 MB, 52.4 MB in use, bloat 1.00, 2.4 % of the quota, lag 1100" +
 		"; m4 (4): error: no answer: connection refused" +
 		"; alarm NOSPACE of member 2; alarm CORRUPT of member abc"
 	require.Equal(t, want, h.String())

@@ -2,7 +2,6 @@ package budget
 
 import (
 	"github.com/kvwrap/kvwrap/internal/wire"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -15,11 +14,7 @@ type KV struct {
 // NewKV returns a KV that writes through inner, at the pace of cfg. It sends nothing
 // before it is used.
 func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
-	var below pb.KVClient
-	if inner != nil {
-		below = wire.Client(inner)
-	}
-	s, err := New(below, cfg)
+	s, err := New(wire.Client(inner), cfg)
 	if err != nil {
 		return nil, err
 	}

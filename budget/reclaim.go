@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/internal/wait"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -91,7 +92,7 @@ func (r ReclaimResult) String() string {
 	for _, m := range r.Members {
 		if m.Defragment {
 			fmt.Fprintf(&b, "defragmented %s (%s), %s: %s to %s in %v\n", m.Member.Name, m.Member.ID, m.Member.Role,
-				byteCount(float64(m.Member.DbSize)), byteCount(float64(m.After.DbSize)), m.Took.Round(time.Millisecond))
+				size.Bytes(float64(m.Member.DbSize)), size.Bytes(float64(m.After.DbSize)), m.Took.Round(time.Millisecond))
 		} else {
 			fmt.Fprintf(&b, "left %s (%s), %s: %s\n", m.Member.Name, m.Member.ID, m.Member.Role, m.Reason)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -156,7 +157,7 @@ func reclaimNext(h Health, done map[HealthID]bool) (next HealthMember, ok bool) 
 
 // worthwhile reports whether a member is to be defragmented, and why, or why not.
 func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
-	frees := fmt.Sprintf("frees %s of %s, bloat %.2f", byteCount(float64(m.Free())), byteCount(float64(m.DbSize)), m.Bloat)
+	frees := fmt.Sprintf("frees %s of %s, bloat %.2f", size.Bytes(float64(m.Free())), size.Bytes(float64(m.DbSize)), m.Bloat)
 	switch {
 	case m.Role == HealthLearner:
 		return false, "etcd defragments no learner: promote it first, or remove it and add it again"
@@ -167,7 +168,7 @@ func worthwhile(m HealthMember, opts ReclaimOptions) (bool, string) {
 	case m.Bloat < opts.MinBloat:
 		return false, fmt.Sprintf("%s: not worth it below a bloat of %.2f", frees, opts.MinBloat)
 	case m.Free() < opts.MinFree:
-		return false, fmt.Sprintf("%s: not worth it to free less than %s", frees, byteCount(float64(opts.MinFree)))
+		return false, fmt.Sprintf("%s: not worth it to free less than %s", frees, size.Bytes(float64(opts.MinFree)))
 	}
 	return true, frees
 }
@@ -277,9 +278,9 @@ func (p *ReclaimPlan) String() string {
 		line("disarm %s of member %s, if enough is free", a.Alarm, a.Member)
 	}
 	if p.Compact > 0 {
-		line("frees %s on all members now, and what compaction frees besides, which is not known before", byteCount(float64(frees)))
+		line("frees %s on all members now, and what compaction frees besides, which is not known before", size.Bytes(float64(frees)))
 	} else {
-		line("frees %s on all members", byteCount(float64(frees)))
+		line("frees %s on all members", size.Bytes(float64(frees)))
 	}
 	return b.String()
 }

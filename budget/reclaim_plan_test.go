@@ -27,11 +27,11 @@ func TestReclaimWorthwhile(t *testing.T) {
 		want bool
 		why  string
 	}{
-		"half of it free":         {ReclaimOptions{}, sized(1000, 500), true, "frees 500 MiB of 1000 MiB, bloat 2.00"},
+		"half of it free":         {ReclaimOptions{}, sized(1000, 500), true, "frees 524 MB of 1.05 GB, bloat 2.00"},
 		"bloat of 1.5":            {ReclaimOptions{}, sized(600, 400), true, "bloat 1.50"},
 		"bloat below":             {ReclaimOptions{}, sized(599, 400), false, "below a bloat of 1.50"},
 		"100 MiB free":            {ReclaimOptions{}, sized(110, 10), true, ""},
-		"less free":               {ReclaimOptions{}, sized(109, 10), false, "to free less than 100 MiB"},
+		"less free":               {ReclaimOptions{}, sized(109, 10), false, "to free less than 105 MB"},
 		"MinFree":                 {ReclaimOptions{MinFree: 5 * mib}, sized(15, 10), true, ""},
 		"MinBloat":                {ReclaimOptions{MinBloat: 3}, sized(1000, 400), false, "below a bloat of 3.00"},
 		"near the quota":          {ReclaimOptions{}, sized(1900, 1700), true, "92.8 % of the quota"},
@@ -138,10 +138,10 @@ func TestReclaimPlanIsPrinted(t *testing.T) {
 	p := planReclaim(h, filledOptions(t, ReclaimOptions{KeepRevisions: 100}))
 	require.Equal(t, `compact to revision 6901, which keeps 100
 leave m3 (3), learner: etcd defragments no learner: promote it first, or remove it and add it again
-look again, when it is compacted, at m2 (2), follower: frees 1.0 MiB of 50.0 MiB, bloat 1.02: not worth it below a bloat of 1.50
-defragment m1 (1), leader: frees 600 MiB of 1000 MiB, bloat 2.50
+look again, when it is compacted, at m2 (2), follower: frees 1.05 MB of 52.4 MB, bloat 1.02: not worth it below a bloat of 1.50
+defragment m1 (1), leader: frees 629 MB of 1.05 GB, bloat 2.50
 disarm NOSPACE of member 2, if enough is free
-frees 600 MiB on all members now, and what compaction frees besides, which is not known before
+frees 629 MB on all members now, and what compaction frees besides, which is not known before
 `, p.String())
 	p = planReclaim(h, filledOptions(t, ReclaimOptions{KeepRevisions: 7001}))
 	require.Zero(t, p.Compact)

@@ -221,7 +221,7 @@ func (s *Stage) admit(ctx context.Context, r pace, cost Cost) (grant, error) {
 	for {
 		g, err := s.attempt(ctx, r, cost, &waited)
 		switch {
-		case err == errLook && (r.reject || s.gate.looks > 0 && time.Since(began) > patience):
+		case err == errLook && s.gate.looks > 0 && (r.reject || time.Since(began) > patience):
 			g, err = grant{}, s.gate.full(time.Now(), cost)
 			stats.Refused++
 		case err == errLook:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,19 +187,30 @@ func TestARestoreGivesLowerRevisions(t *testing.T) {
 	})
 }
 
-// TestWithoutRatesItIsSlowedDownToo, from what was usual.
+// TestWithoutRatesItIsSlowedDownToo, from what was usual, or at the least from what is worth
+// something where it has only begun.
 func TestWithoutRatesItIsSlowedDownToo(t *testing.T) {
-	cfg := Config{Backend: func(context.Context) (Backend, error) {
-		return Backend{Quota: 1000 << 20, Size: 500 << 20, InUse: 500 << 20, Lag: 3000}, nil
+	var lag atomic.Uint64
+	cfg := Config{BackendEvery: time.Second, Backend: func(context.Context) (Backend, error) {
+		return Backend{Quota: 1000 << 20, Size: 500 << 20, InUse: 500 << 20, Lag: lag.Load()}, nil
 	}}
-	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
-		for range 1000 {
+	put := func(t *testing.T, kv *KV, times int) {
+		for range times {
 			_, err := kv.Put(t.Context(), "k", "v")
 			require.NoError(t, err)
 			time.Sleep(ms)
 		}
-		require.InDelta(t, 500, kv.Stats().Limit.Revisions, 500, "half of what it was, or it has only begun")
-		require.NotZero(t, kv.Stats().Limit.Revisions)
+	}
+	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
+		put(t, kv, 3000)
+		require.Zero(t, kv.Stats().Limit)
+		lag.Store(3000) // half of what is too much
+		put(t, kv, 2000)
+		require.InDelta(t, 500, kv.Stats().Limit.Revisions, 5)
+	})
+	bubble(t, cfg, func(t *testing.T, e *fake, kv *KV) {
+		put(t, kv, 1000)
+		require.Equal(t, slowedLeast.Revisions/2, kv.Stats().Limit.Revisions)
 	})
 }
 

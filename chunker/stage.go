@@ -80,11 +80,7 @@ type KV struct {
 // NewKV returns a KV that reads and writes through inner, large values in chunks.
 // It sends nothing before it is used, but for background sweeps.
 func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
-	var below pb.KVClient
-	if inner != nil {
-		below = wire.Client(inner)
-	}
-	s, err := New(below, cfg)
+	s, err := New(wire.Client(inner), cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -39,13 +39,15 @@ func together(n int, call func(i int)) {
 // have, at once.
 func TestABatchIsOneRevision(t *testing.T) {
 	for name, r := range map[string]Rule{
-		"group":   {Mode: GroupCommit, Linger: 200 * ms},
-		"retried": {Mode: GroupCommit, Linger: 200 * ms, Retry: true},
-		"max":     {Mode: Max, Linger: 200 * ms},
+		"group":   {Mode: GroupCommit, Linger: time.Hour},
+		"retried": {Mode: GroupCommit, Linger: time.Hour, Retry: true},
+		"max":     {Mode: Max, Linger: time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := newEnv(t, rule(r), nil)
+			cfg := rule(r)
+			cfg.MaxOps = 600 // it goes when it is full, however long that takes
+			e := newEnv(t, cfg, nil)
 			together(600, func(i int) { e.put(fmt.Sprintf("warm/%03d", i), "0") })
 			before := e.revision()
 			resps := make([]*clientv3.PutResponse, 600)

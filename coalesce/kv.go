@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/kvwrap/kvwrap/internal/wire"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -17,11 +16,7 @@ type KV struct {
 // NewKV returns a KV that writes through inner, in batches. It sends nothing before it
 // is used.
 func NewKV(inner clientv3.KV, cfg Config) (*KV, error) {
-	var below pb.KVClient
-	if inner != nil {
-		below = wire.Client(inner)
-	}
-	s, err := New(below, cfg)
+	s, err := New(wire.Client(inner), cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -8,16 +8,16 @@ import (
 // Settings are what Tune chooses of a kvwrap configuration, for one workload. The fields
 // are those of the stages' configurations.
 type Settings struct {
-	MaxEntryBytes int // of the chunker and the coalescer
-	Chunked       bool
+	MaxEntryBytes int  `json:"maxEntryBytes"` // of the chunker and the coalescer
+	Chunked       bool `json:"chunked"`
 
-	Mode          string // Off, GroupCommit, LastWriteWins or Max
-	StaleReads    bool
-	SkipUnchanged bool
-	FlushEvery    time.Duration
+	Mode          string        `json:"mode"` // Off, GroupCommit, LastWriteWins or Max
+	StaleReads    bool          `json:"staleReads"`
+	SkipUnchanged bool          `json:"skipUnchanged"`
+	FlushEvery    time.Duration `json:"flushEvery"` // nanoseconds
 
-	Revisions float64 // a second, of the budget; 0 for no limit
-	Shared    bool    // by all writers
+	Revisions float64 `json:"revisions"` // a second, of the budget; 0 for no limit
+	Shared    bool    `json:"shared"`    // by all writers
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -69,7 +70,11 @@ func (p *Plan) flag(t Target) {
 	if c := s.Compaction; c.Mode == CompactPeriodic {
 		why, below := "watchers that are away for longer begin anew", ""
 		if t.Server.Compaction.Mode == CompactNone {
-			why = "the longest of 1h, 30m, 10m, 5m and 1m with which the file stays small enough; " + why
+			choice := "the longest of 1h, 30m, 10m, 5m and 1m with which the file stays small enough; "
+			if p.fileTooLarge() {
+				choice = "with none of 1h, 30m, 10m, 5m and 1m does the file stay small enough, and with this it comes nearest; "
+			}
+			why = choice + why
 		}
 		if most := t.fileBytes(s); most > 0 {
 			below = ", which is to stay below " + Bytes.format(most)
@@ -107,6 +112,11 @@ func (p *Plan) flag(t Target) {
 	if !t.Tmpfs {
 		flag("GOMEMLIMIT", fmt.Sprintf("%.0fMiB", math.Floor(limit*0.9/(1<<20))), "nine tenths of it: the garbage collector works harder before the system kills the process")
 	}
+}
+
+// fileTooLarge reports whether no settings keep the database file as small as it is to be.
+func (p *Plan) fileTooLarge() bool {
+	return slices.ContainsFunc(p.Unmet, func(u Unmet) bool { return u.Target == "FileBytes" || u.Target == "Server.Quota" })
 }
 
 // walBytes is what a member keeps beside the database: 5 files of the write-ahead log of 64

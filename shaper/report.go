@@ -12,7 +12,8 @@ import (
 // Stats are the counters of a process: what the application has asked for, and what was
 // sent to etcd.
 type Stats struct {
-	Asked, Proposed Traffic
+	Asked    Traffic `json:"asked"`
+	Proposed Traffic `json:"proposed"`
 }
 
 // Report is what an application does to an etcd, what that costs, and what it would cost
@@ -77,7 +78,10 @@ type Pending struct {
 
 // Chunks is what chunked values have left.
 type Chunks struct {
-	Stored    int64  `json:"stored"`    // chunks in the cluster, of all clients; -1 where that is not known
+	// Stored is how many keys the cluster has below the reserved prefix, of all clients: chunks,
+	// anchors of writes that are under way or have crashed, and some of kvwrap's own. -1 where
+	// that is not known.
+	Stored    int64  `json:"stored"`
 	Abandoned uint64 `json:"abandoned"` // writes of this process that were given up after they had staged chunks
 	Swept     uint64 `json:"swept"`     // chunks that sweeps of this process have deleted
 	Oversized uint64 `json:"oversized"` // writes that could not be made to fit into entries of the size that is set

@@ -12,19 +12,19 @@ import (
 type Target struct {
 	// RaftLogBytes is what the raft log of each member may take of its memory. Default 512
 	// MiB: what makes revisions fewer makes entries larger, and needs a bound.
-	RaftLogBytes int64
+	RaftLogBytes int64 `json:"raftLogBytes"`
 	// RevisionsPerSecond is what all writers together may make.
-	RevisionsPerSecond float64
+	RevisionsPerSecond float64 `json:"revisionsPerSecond"`
 	// BackendBytesPerSecond is what the backend of each member may be written with.
-	BackendBytesPerSecond float64
+	BackendBytesPerSecond float64 `json:"backendBytesPerSecond"`
 	// FileBytes is what the database file of each member may grow to, on the average. Default
 	// four fifths of the server's quota. It is never to reach the quota.
-	FileBytes int64
+	FileBytes int64 `json:"fileBytes"`
 	// Server is the cluster's, as far as it is not for Tune to say: Compaction and
 	// CatchUpEntries that are set stay as they are.
-	Server Server
+	Server Server `json:"server"`
 	// Tmpfs says that members keep their data in memory.
-	Tmpfs bool
+	Tmpfs bool `json:"tmpfs"`
 }
 
 func (t Target) validate() error {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/kvwrap/kvwrap/internal/size"
 )
 
 // String returns the figures as a table, about 80 columns wide, in units that suit them.
@@ -89,16 +91,7 @@ func (u Unit) format(v float64) string {
 	case Entries:
 		return fmt.Sprintf("%.0f", v)
 	}
-	suffix := strings.TrimPrefix(string(u), "B") // "/s"
-	for _, m := range []struct {
-		of   float64
-		name string
-	}{{1e15, "PB"}, {1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "KB"}} {
-		if v >= m.of {
-			return threeDigits(v/m.of) + " " + m.name + suffix
-		}
-	}
-	return fmt.Sprintf("%.0f B%s", v, suffix)
+	return size.Bytes(v) + strings.TrimPrefix(string(u), "B") // "/s"
 }
 
 // threeDigits writes v, which is at least 1, with as many decimals as that leaves.

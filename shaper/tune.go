@@ -9,29 +9,29 @@ import (
 
 // Plan says what Tune has chosen for a workload, why, and what that comes to.
 type Plan struct {
-	Workload Workload // with its defaults
-	Target   Target
-	Settings Settings
-	Server   Server // as the flags have it
+	Workload Workload `json:"workload"` // with its defaults
+	Target   Target   `json:"target"`
+	Settings Settings `json:"settings"`
+	Server   Server   `json:"server"` // as the flags have it
 
-	Choices []Choice // of kvwrap's configuration, each with its reason
-	Flags   []Choice // of etcd's command line, and of what it runs in
+	Choices []Choice `json:"choices"` // of kvwrap's configuration, each with its reason
+	Flags   []Choice `json:"flags"`   // of etcd's command line, and of what it runs in
 
-	PlainLoad  Load       // of a plain client
-	Plain      Projection // of that, on Server
-	ShapedLoad Load       // of kvwrap with Settings
-	Shaped     Projection // of that, on Server
+	PlainLoad  Load       `json:"plainLoad"`  // of a plain client
+	Plain      Projection `json:"plain"`      // of that, on Server
+	ShapedLoad Load       `json:"shapedLoad"` // of kvwrap with Settings
+	Shaped     Projection `json:"shaped"`     // of that, on Server
 
 	// Unmet are the targets that these do not meet. Those in Plan are the nearest settings
 	// that there are.
-	Unmet []Unmet
+	Unmet []Unmet `json:"unmet"`
 }
 
 // Choice is a setting, and why it is chosen.
 type Choice struct {
-	Setting string
-	Value   string
-	Why     string
+	Setting string `json:"setting"`
+	Value   string `json:"value"`
+	Why     string `json:"why"`
 }
 
 // Unmet is a target that cannot be met.

@@ -2,6 +2,7 @@ package shaper
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,13 +30,15 @@ func tuned(t *testing.T, w Workload, target Target) Plan {
 	return p
 }
 
-func (p Plan) choice(setting string) string {
+func (p Plan) choice(setting string) string { return p.choiceOf(setting).Value }
+
+func (p Plan) choiceOf(setting string) Choice {
 	for _, c := range append(p.Choices, p.Flags...) {
 		if c.Setting == setting {
-			return c.Value
+			return c
 		}
 	}
-	return ""
+	return Choice{}
 }
 
 // TestTheFoundingCases are met by what Tune chooses.
@@ -133,6 +136,28 @@ func TestWhatCannotBeMet(t *testing.T) {
 	require.Contains(t, p.String(), "Not met: ")
 }
 
+// TestARetentionIsExplained as it is: where no retention keeps the file small enough, the
+// plan does not say that one does.
+func TestARetentionIsExplained(t *testing.T) {
+	const longest, none = "the longest of 1h, 30m, 10m, 5m and 1m with which the file stays small enough; ", "with none of 1h, 30m, 10m, 5m and 1m does the file stay small enough, and with this it comes nearest; "
+	why := func(w Workload, target Target, unmet ...string) string {
+		target.Server = newest
+		p := tuned(t, w, target)
+		require.Len(t, p.Unmet, len(unmet))
+		for i, u := range p.Unmet {
+			require.Equal(t, unmet[i], u.Target)
+		}
+		return p.choiceOf("--auto-compaction-retention").Why
+	}
+	require.Contains(t, why(gateway, Target{}), longest)
+	require.Contains(t, why(gateway, Target{RevisionsPerSecond: 1e-3}, "RevisionsPerSecond"), longest)
+	require.Contains(t, why(gateway, Target{FileBytes: 1 << 20}, "FileBytes"), none)
+	large := Workload{Keys: 10_000, ValueBytes: 5_000_000, Interval: time.Hour}
+	require.Contains(t, why(large, Target{}, "FileBytes"), none)
+	seldom := Workload{Keys: 120_000, ValueBytes: 50_000, Interval: 400 * time.Hour}
+	require.Contains(t, why(seldom, Target{FileBytes: 2 << 30}, "Server.Quota"), none, "at its largest it is too large")
+}
+
 // TestAnOldServer has flags of its own, and a raft log that is bounded where no target is given.
 func TestAnOldServer(t *testing.T) {
 	p := tuned(t, broker, Target{Server: Server{Version: "3.5.35"}})
@@ -206,4 +231,34 @@ func TestPlansAreRead(t *testing.T) {
 	var back Plan
 	require.NoError(t, json.Unmarshal(b, &back))
 	require.Equal(t, p.String(), back.String())
+}
+
+// TestNamesInJSON are in one case, down to the last one, as those of a Report.
+func TestNamesInJSON(t *testing.T) {
+	plan := tuned(t, broker, Target{RevisionsPerSecond: 0.5, Server: newest})
+	require.NotEmpty(t, plan.Unmet)
+	var check func(path string, v any)
+	check = func(path string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for name, v := range v {
+				require.Regexp(t, `^[a-z][a-zA-Z0-9]*$`, name, "in %s", path)
+				check(path+"."+name, v)
+			}
+		case []any:
+			for _, v := range v {
+				check(path, v)
+			}
+		}
+	}
+	for _, v := range []any{plan, Report{}, Stats{}} {
+		b, err := json.Marshal(v)
+		require.NoError(t, err)
+		var names any
+		require.NoError(t, json.Unmarshal(b, &names))
+		check(fmt.Sprintf("%T", v), names)
+	}
+	b, err := json.Marshal(Settings{MaxEntryBytes: 65536, Mode: "Max", StaleReads: true, FlushEvery: 80 * time.Millisecond, Revisions: 100})
+	require.NoError(t, err)
+	require.Equal(t, `{"maxEntryBytes":65536,"chunked":false,"mode":"Max","staleReads":true,"skipUnchanged":false,"flushEvery":80000000,"revisions":100,"shared":false}`, string(b))
 }

@@ -11,39 +11,39 @@ import (
 // states of entities. Zero fields have the defaults that they say.
 type Workload struct {
 	// Prefix begins the keys. "" is all keys of the application.
-	Prefix string
+	Prefix string `json:"prefix"`
 	// Keys is how many each writer writes, again and again; Writers how many processes do,
 	// each to keys of its own. Default 1.
-	Keys    int
-	Writers int
+	Keys    int `json:"keys"`
+	Writers int `json:"writers"`
 	// KeyBytes is the length of a key, with Prefix. Default 64.
-	KeyBytes int
+	KeyBytes int `json:"keyBytes"`
 	// ValueBytes is the length of a value, on the average.
-	ValueBytes int
+	ValueBytes int `json:"valueBytes"`
 	// Interval is the time between two writes of a key.
-	Interval time.Duration
+	Interval time.Duration `json:"interval"` // nanoseconds
 
 	// Changed is the part of a value that is not as it was at the write before, more than 0
 	// to 1, in objects of ObjectBytes that change as a whole. Default 1, and 2 KiB.
-	Changed     float64
-	ObjectBytes int
+	Changed     float64 `json:"changed"`
+	ObjectBytes int     `json:"objectBytes"`
 	// Compression is how many times smaller zstd makes a value. Default 2.8, as of JSON; 1
 	// is that of what cannot be compressed.
-	Compression float64
+	Compression float64 `json:"compression"`
 	// Unchanged is the part of writes that write what is there already, 0 to less than 1.
-	Unchanged float64
+	Unchanged float64 `json:"unchanged"`
 
 	// Freshness is how much later than it is put a value may be in etcd. Zero has a put
 	// return when it is there. With more the application calls PutAsync.
-	Freshness time.Duration
+	Freshness time.Duration `json:"freshness"` // nanoseconds
 	// Latest says that nobody needs the values in between: no watcher that counts, no
 	// reader of old revisions.
-	Latest bool
+	Latest bool `json:"latest"`
 	// Increasing says that values are numbers, of which the largest counts, such as offsets.
-	Increasing bool
+	Increasing bool `json:"increasing"`
 	// Polled says that keys are read all the time, and that such a read need not see what is
 	// not yet written.
-	Polled bool
+	Polled bool `json:"polled"`
 }
 
 func (w Workload) filled() (Workload, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/internal/audit"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/internal/wait"
 	"github.com/spf13/cobra"
 )
@@ -25,7 +26,7 @@ type auditing struct {
 	compare, dataDir string
 	separator        string
 	depth, top       int
-	rate             string
+	rate             size.Value
 	revisions        float64
 	sample           time.Duration
 	failOn, warnOn   string
@@ -34,7 +35,6 @@ type auditing struct {
 
 	server           serverFlags
 	config           audit.Config
-	bytesPerSecond   uint64
 	assume           audit.Assume
 	critical, warnOf []audit.Condition
 	before           *audit.Report
@@ -87,7 +87,7 @@ as partial.`,
 	f.IntVar(&a.depth, "depth", 2, "components of the prefixes")
 	f.StringVar(&a.separator, "separator", "/", "what separates the components of keys, one byte")
 	f.IntVar(&a.top, "top", 10, "how many keys are listed")
-	f.StringVar(&a.rate, "rate", "", "read at most this much a second from a live cluster, as in 20MiB")
+	f.Var(&a.rate, "rate", "read at most this much a second from a live cluster, as in 20MiB")
 	a.server.registerBackend(f)
 	f.Lookup("quota-backend-bytes").Usage = "as of etcd, where the members do not say it themselves; without it the default, 2GiB; below 0 none"
 	f.Lookup("auto-compaction-retention").Usage = "as of etcd; without it, as the last compaction has left it"
@@ -139,8 +139,8 @@ func (a *auditing) check() (err error) {
 		return fmt.Errorf("--sample %v: give a time of zero or more", a.sample)
 	case a.db != "" && a.cluster.flags.Changed("endpoints"):
 		return fmt.Errorf("--db %s and --endpoints: give one of them", a.db)
-	case a.db != "" && a.rate != "":
-		return fmt.Errorf("--rate %s is for a live cluster: leave it away with --db", a.rate)
+	case a.db != "" && a.rate != 0:
+		return fmt.Errorf("--rate %d is for a live cluster: leave it away with --db", a.rate)
 	}
 	if a.dataDir != "" && a.db == "" && !a.cluster.flags.Changed("endpoints") {
 		a.db = filepath.Join(a.dataDir, "member", "snap", "db")
@@ -149,10 +149,8 @@ func (a *auditing) check() (err error) {
 	if a.config.Space, err = a.space.keyspace(); err != nil {
 		return err
 	}
-	if a.rate != "" {
-		if a.bytesPerSecond, err = audit.ParseBytes(a.rate); err != nil || a.bytesPerSecond == 0 || a.bytesPerSecond > math.MaxInt32 {
-			return fmt.Errorf("--rate %s: give a size up to 2GB, as 20MiB", a.rate)
-		}
+	if a.cluster.flags.Changed("rate") && (a.rate <= 0 || a.rate > math.MaxInt32) {
+		return fmt.Errorf("--rate %d: choose a size up to 2GB, as 20MiB", a.rate)
 	}
 	a.assume.RevisionsPerSecond = a.revisions
 	a.assume.Quota = int64(a.server.quota)
@@ -285,7 +283,7 @@ func (a *auditing) live(ctx context.Context, show audit.Progress) (*audit.Report
 		return nil, unreachable(ctx, fmt.Errorf("asking for the members: %w", err))
 	}
 	begin := before.At
-	l := &audit.Live{KV: cli.KV, Watcher: cli.Watcher, Config: a.config, BytesPerSecond: int(a.bytesPerSecond), Stall: a.cluster.commandTimeout, Progress: show}
+	l := &audit.Live{KV: cli.KV, Watcher: cli.Watcher, Config: a.config, BytesPerSecond: int(a.rate), Stall: a.cluster.commandTimeout, Progress: show}
 	r, err := l.Audit(ctx)
 	if r == nil {
 		return nil, rootOnly("reading", err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/audit"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/shaper"
 )
 
@@ -155,13 +156,13 @@ func (in *projectInput) fill(a *audited, file string) error {
 		in.keyBytes = a.KeyBytes
 	}
 	if !given("value-bytes") {
-		in.valueBytes = size(a.ValueBytes)
+		in.valueBytes = size.Value(a.ValueBytes)
 	}
 	if !given("leased") {
 		in.leased = a.Leased
 	}
 	if !given("live-bytes") {
-		in.liveBytes = size(a.Live.InUse)
+		in.liveBytes = size.Value(a.Live.InUse)
 	}
 	if !given("live-keys") {
 		in.liveKeys = a.Live.Keys

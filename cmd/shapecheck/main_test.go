@@ -193,5 +193,5 @@ func TestDemoKeepsOffAFullCluster(t *testing.T) {
 	cluster := etcdtest.Start(t, 1, func(cfg *embed.Config) { cfg.QuotaBackendBytes = 16 << 20 })
 	code, _, stderr := shapecheck(t, "demo", "--endpoints", cluster.Endpoints()[0])
 	require.Equal(t, exitFailed, code)
-	require.Contains(t, stderr, "a quota of 16.78 MB, and up to 33.88 MB would be written: choose less --publishes or --pipelines")
+	require.Contains(t, stderr, "a quota of 16.8 MB, and up to 33.9 MB would be written: choose less --publishes or --pipelines")
 }

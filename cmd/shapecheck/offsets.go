@@ -12,6 +12,7 @@ import (
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/paired"
 	"github.com/kvwrap/kvwrap/internal/record"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/spf13/cobra"
@@ -277,15 +278,14 @@ func (o *offsets) print(w io.Writer, plain, wrapped *committed) error {
 			row(what, format(x), format(y), less(x, y))
 		}
 		each := func(what string, of func(c *committed) string) { row(what, of(plain), of(wrapped), "") }
-		size := func(n float64) string { return bytesOf(int(n)) }
 		times := func(d paired.Durations) string {
 			return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
 		}
 		row("", "plain client", "kvwrap", "")
 		compare("revisions a second", func(c *committed) float64 { return rate(c, float64(len(c.sent.Proposals))) },
 			func(n float64) string { return fmt.Sprintf("%.1f", n) })
-		compare("proposed a second", func(c *committed) float64 { return rate(c, float64(c.sent.ProposedBytes())) }, size)
-		compare("database grows a second by", grown, size)
+		compare("proposed a second", func(c *committed) float64 { return rate(c, float64(c.sent.ProposedBytes())) }, size.Bytes)
+		compare("database grows a second by", grown, size.Bytes)
 		each("quota of 2 GiB is full after", func(c *committed) string {
 			if c.grown <= 0 {
 				return "-"

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -36,9 +37,9 @@ type projectInput struct {
 
 	writes                              float64
 	txnPuts, keys, keyBytes             int
-	valueBytes                          size
+	valueBytes                          size.Value
 	leased                              bool
-	liveBytes                           size
+	liveBytes                           size.Value
 	liveKeys                            int
 	duration                            time.Duration
 	watchers                            int
@@ -295,7 +296,7 @@ func (in *projectInput) project(found *sample, saved *audited) (projected, error
 }
 
 func (in *projectInput) load() (shaper.Load, error) {
-	value, err := in.valueBytes.length("value-bytes")
+	value, err := in.valueBytes.Length("value-bytes")
 	switch {
 	case err != nil:
 		return shaper.Load{}, err

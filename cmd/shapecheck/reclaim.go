@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/budget"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -22,7 +23,7 @@ type reclaim struct {
 	every          time.Duration
 	when           []string
 	opts           budget.ReclaimOptions
-	minFree, quota size
+	minFree, quota size.Value
 	output         outputFlag
 	cluster        clusterFlags
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kvwrap/kvwrap/internal/paired"
+	"github.com/kvwrap/kvwrap/internal/size"
 )
 
 // result is what a demo has measured.
@@ -63,24 +64,24 @@ func (r *result) print(w io.Writer) error {
 	}
 	c.gap()
 	c.table(func(row func(what, plain, wrapped, note string)) {
-		size := func(what string, plain, wrapped float64) {
-			row(what, bytesOf(int(plain)), bytesOf(int(wrapped)), less(plain, wrapped))
+		bytes := func(what string, plain, wrapped float64) {
+			row(what, size.Bytes(plain), size.Bytes(wrapped), less(plain, wrapped))
 		}
 		each := func(what string, of func(s *side) string) { row(what, of(&r.plain), of(&r.wrapped), "") }
 		times := func(d paired.Durations) string {
 			return fmt.Sprintf("%s / %s", shortly(d.Median()), shortly(d.Quantile(0.99)))
 		}
 		row("", "plain client", "kvwrap", "")
-		size("proposed per publish", float64(r.plain.sent.ProposedBytes())/float64(n), float64(r.wrapped.sent.ProposedBytes())/float64(n))
+		bytes("proposed per publish", float64(r.plain.sent.ProposedBytes())/float64(n), float64(r.wrapped.sent.ProposedBytes())/float64(n))
 		each("proposals per publish", func(s *side) string { return fmt.Sprintf("%.1f", float64(len(s.sent.Proposals))/float64(n)) })
-		size("largest raft entry", float64(r.plain.sent.Largest()), float64(r.wrapped.sent.Largest()))
+		bytes("largest raft entry", float64(r.plain.sent.Largest()), float64(r.wrapped.sent.Largest()))
 		if own {
 			each("entries in the full raft log", func(s *side) string { return fmt.Sprint(r.demo.retained(s.after.applied)) })
-			size("live heap of the server then", float64(r.plain.after.liveHeap), float64(r.wrapped.after.liveHeap))
+			bytes("live heap of the server then", float64(r.plain.after.liveHeap), float64(r.wrapped.after.liveHeap))
 		}
-		size(fmt.Sprintf("raft log projected, %d entries", defaultCatchUp), r.demo.logBytes(&r.plain), r.demo.logBytes(&r.wrapped))
+		bytes(fmt.Sprintf("raft log projected, %d entries", defaultCatchUp), r.demo.logBytes(&r.plain), r.demo.logBytes(&r.wrapped))
 		if own {
-			size("database", float64(r.plain.after.database), float64(r.wrapped.after.database))
+			bytes("database", float64(r.plain.after.database), float64(r.wrapped.after.database))
 		}
 		each("publish, median / p99", func(s *side) string { return times(s.publish) })
 		each("read, median / p99", func(s *side) string { return times(s.read) })
@@ -95,15 +96,5 @@ func (r *result) print(w io.Writer) error {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// bytesOf writes n bytes in the unit that suits it, powers of 1000.
-func bytesOf(n int) string {
-	switch f := float64(n); {
-	case n >= 1e9:
-		return fmt.Sprintf("%.2f GB", f/1e9)
-	case n >= 1e6:
-		return fmt.Sprintf("%.2f MB", f/1e6)
-	case n >= 1e3:
-		return fmt.Sprintf("%.1f KB", f/1e3)
-	}
-	return fmt.Sprintf("%d B", n)
-}
+// bytesOf writes n bytes for people.
+func bytesOf(n int) string { return size.Bytes(float64(n)) }

@@ -28,7 +28,7 @@ func TestRollout(t *testing.T) {
 	f.requireStored(func(chunked int) bool { return chunked == 0 }, "by clients that are to read only")
 	f.everyone(writing)
 	f.bump(f.processes[0].cli, "idle")
-	f.requireStored(func(chunked int) bool { return chunked > 1 }, "by clients with kvwrap")
+	f.requireStored(func(chunked int) bool { return chunked > 0 }, "by clients with kvwrap") // idle is; the numbers of others may be small
 
 	// A process that was forgotten can do no harm: it cannot read.
 	forgotten := f.cluster.Client(t)

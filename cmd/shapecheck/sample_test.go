@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/stretchr/testify/require"
@@ -108,13 +109,13 @@ func TestScaled(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	for s, want := range map[string]size{"0": 0, "17": 17, "17B": 17, "64KiB": 64 << 10, "1.5 GB": 1.5e9, "2MB": 2e6, "1GiB": 1 << 30, "-1": -1} {
-		got, err := parseSize(s)
+	for s, want := range map[string]size.Value{"0": 0, "17": 17, "17B": 17, "64KiB": 64 << 10, "1.5 GB": 1.5e9, "2MB": 2e6, "1GiB": 1 << 30, "-1": -1} {
+		got, err := size.Parse(s)
 		require.NoError(t, err, s)
 		require.Equal(t, want, got, s)
 	}
 	for _, s := range []string{"", "MB", "1 megabyte", "NaN", "1e30", "0x10q"} {
-		_, err := parseSize(s)
+		_, err := size.Parse(s)
 		require.ErrorContains(t, err, "is no size", s)
 	}
 }

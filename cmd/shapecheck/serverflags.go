@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/spf13/pflag"
 )
@@ -16,7 +17,7 @@ import (
 type serverFlags struct {
 	version                 string
 	snapshotCount, catchUp  uint64
-	quota                   size
+	quota                   size.Value
 	compaction, retention   string
 	gogc                    int
 	givenVersion, givenMost func() bool // the version, the quota

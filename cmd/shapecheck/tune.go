@@ -11,6 +11,7 @@ import (
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/size"
 	"github.com/kvwrap/kvwrap/shaper"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,8 +22,8 @@ import (
 // tune turns targets into settings.
 type tune struct {
 	workload                shaper.Workload
-	valueBytes, objectBytes size
-	raftLog, backend, file  size
+	valueBytes, objectBytes size.Value
+	raftLog, backend, file  size.Value
 	revisions               float64
 	tmpfs                   bool
 	server                  serverFlags
@@ -144,10 +145,10 @@ func (t *tune) run(ctx context.Context, flags *pflag.FlagSet, stdout, stderr io.
 	if t.sample == 0 && flags.Changed("endpoints") {
 		return fmt.Errorf("--endpoints is for --sample: say how long to watch, as in --sample 30s")
 	}
-	if t.workload.ValueBytes, err = t.valueBytes.length("value-bytes"); err != nil {
+	if t.workload.ValueBytes, err = t.valueBytes.Length("value-bytes"); err != nil {
 		return err
 	}
-	if t.workload.ObjectBytes, err = t.objectBytes.length("object-bytes"); err != nil {
+	if t.workload.ObjectBytes, err = t.objectBytes.Length("object-bytes"); err != nil {
 		return err
 	}
 	var found *sample

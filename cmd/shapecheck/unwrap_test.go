@@ -110,7 +110,7 @@ func TestUnwrap(t *testing.T) {
 	before := w.all()
 	code, stdout, stderr := w.unwrap("--dry-run")
 	require.Equal(t, exitOK, code, stderr)
-	require.Regexp(t, `^In chunks or envelopes: values: 144, together 1\.\d\d MB, the largest 716\.8 KB\.
+	require.Regexp(t, `^In chunks or envelopes: values: 144, together 1\.\d\d MB, the largest 717 KB\.
 Keys below "\\x00kvw/": \d+\.
 $`, stdout)
 	w.requireAll(before)
@@ -158,12 +158,12 @@ func TestWhatCannotBeUnwrapped(t *testing.T) {
 		code, stdout, stderr := w.unwrap()
 		require.Equal(t, exitFailed, code)
 		require.Regexp(t, `(?s)\nNot unwrapped:
-  "damaged", 1\.0 KB: chunker: damaged value: .* missing.*
+  "damaged", 1\.00 KB: chunker: damaged value: .* missing.*
   "envelope", \d+ B: the value is an envelope itself: .*
   "large", 5\.24 MB: .*: raise the server's --max-request-bytes
   "larger", 1\.64 MB: etcdserver: request is too large: raise the server's --max-request-bytes
   "nested", 11 B: the value is an envelope itself: .*
-  "prefix", 1\.0 KB: chunker: reserved prefix mismatch: .*
+  "prefix", 1\.00 KB: chunker: reserved prefix mismatch: .*
 $`, stdout)
 		require.Contains(t, stderr, "shapecheck: 6 of the values could not be unwrapped\n")
 	}
@@ -176,7 +176,7 @@ $`, stdout)
 	require.Equal(t, value, w.all()["zzz"])
 	code, stdout, stderr := w.unwrap("--reserved-prefix", "other/")
 	require.Equal(t, exitFailed, code)
-	require.Contains(t, stdout, "Unwrapped: values: 1, together 1.0 KB", stderr)
+	require.Contains(t, stdout, "Unwrapped: values: 1, together 1.00 KB", stderr)
 	require.Equal(t, value, w.all()["prefix"])
 }
 
@@ -219,7 +219,7 @@ func TestUnwrapMeanwhile(t *testing.T) {
 	w.put("a", value("a"))
 	code, _, stderr := w.unwrapAt("values that are left", func(func()) { w.put("c", value("c")) })
 	require.Equal(t, exitFailed, code)
-	require.Contains(t, stderr, "somebody has written chunks meanwhile: values: 1, together 1.0 KB, the largest 1.0 KB: set Chunk.ReadOnly")
+	require.Contains(t, stderr, "somebody has written chunks meanwhile: values: 1, together 1.00 KB, the largest 1.00 KB: set Chunk.ReadOnly")
 	code, stdout, stderr := w.unwrap()
 	require.Equal(t, exitOK, code, stderr)
 	require.Contains(t, stdout, "Unwrapped: values: 1,")
@@ -294,5 +294,5 @@ func TestUnwrapKeepsOffAFullCluster(t *testing.T) {
 	}
 	code, _, stderr := w.unwrap()
 	require.Equal(t, exitFailed, code)
-	require.Contains(t, stderr, "a quota of 16.78 MB, and up to 13.63 MB would be written: compact and defragment it, or raise its --quota-backend-bytes")
+	require.Contains(t, stderr, "a quota of 16.8 MB, and up to 13.6 MB would be written: compact and defragment it, or raise its --quota-backend-bytes")
 }

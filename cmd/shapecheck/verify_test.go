@@ -227,7 +227,7 @@ func TestVerify(t *testing.T) {
 	w.put("broken", workload.Text(200e3, "v"))
 	code, stdout, stderr := w.verify()
 	require.Zero(t, code, stdout+stderr)
-	require.Regexp(t, `^Keys at revision \d+: 141\. In chunks: 3, in envelopes: 0, together 600\.0 KB\. Chunks read: 123\.\nAll is well\.\n$`, stdout)
+	require.Regexp(t, `^Keys at revision \d+: 141\. In chunks: 3, in envelopes: 0, together 600 KB\. Chunks read: 123\.\nAll is well\.\n$`, stdout)
 	require.Contains(t, stderr, "verifying 141 of 141\n")
 
 	_, err := w.plain.Delete(t.Context(), "gone")

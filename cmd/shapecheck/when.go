@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kvwrap/kvwrap/budget"
+	"github.com/kvwrap/kvwrap/internal/size"
 )
 
 // rule is a condition on a member, as in "bloat>2 && free>100MiB".
@@ -150,7 +151,7 @@ func ruleValue(name, value string) (float64, error) {
 		}
 		return v, nil
 	}
-	s, err := parseSize(value)
+	s, err := size.Parse(value)
 	return float64(s), err
 }
 

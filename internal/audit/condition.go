@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kvwrap/kvwrap/internal/size"
 )
 
 // Condition is a bound that a report can break, as "max-value>512KiB".
@@ -102,7 +104,10 @@ func ParseConditions(s string) (all []Condition, err error) {
 		value := strings.TrimSpace(text[at+1:])
 		switch f.unit {
 		case "bytes":
-			n, err := ParseBytes(value)
+			n, err := size.Parse(value)
+			if err == nil && n < 0 {
+				err = fmt.Errorf("%q is no size of zero or more", value)
+			}
 			if err != nil {
 				return nil, fmt.Errorf("%q: %w", text, err)
 			}
@@ -131,17 +136,6 @@ func ParseConditions(s string) (all []Condition, err error) {
 		all = append(all, c)
 	}
 	return all, nil
-}
-
-// ParseBytes reads a size: a number, and B, KB, MB, GB (powers of 1000), KiB, MiB or GiB.
-func ParseBytes(s string) (uint64, error) {
-	number := strings.TrimRight(s, "BKMGi")
-	unit := map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[s[len(number):]]
-	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || unit == 0 || !(n >= 0 && n*unit < 1<<63) {
-		return 0, fmt.Errorf("%q is no size: write it as in 512KiB or 1.5MB", s)
-	}
-	return uint64(n * unit), nil
 }
 
 // Broken returns what is to be said of each condition that r breaks, and of those that

@@ -8,22 +8,11 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/kvwrap/kvwrap/internal/size"
 )
 
-// bytesText writes n bytes in the unit that suits it, powers of 1000 as etcd's own metrics.
-func bytesText(n uint64) string {
-	switch f := float64(n); {
-	case n >= 1e12:
-		return fmt.Sprintf("%.2f TB", f/1e12)
-	case n >= 1e9:
-		return fmt.Sprintf("%.2f GB", f/1e9)
-	case n >= 1e6:
-		return fmt.Sprintf("%.2f MB", f/1e6)
-	case n >= 1e3:
-		return fmt.Sprintf("%.1f KB", f/1e3)
-	}
-	return fmt.Sprintf("%d B", n)
-}
+func bytesText(n uint64) string { return size.Bytes(float64(n)) }
 
 func durationText(seconds float64) string {
 	switch {

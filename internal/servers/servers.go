@@ -3,9 +3,9 @@
 // Package servers runs etcd servers of every version that kvwrap knows, each in a process
 // of its own, and asks them what they keep in memory.
 //
-// The server of each version is a module of its own, below this directory, since a module
-// can have one version of etcd only. It is built when it is first asked for; its modules
-// come from the module cache, or the proxy that the go command is set to.
+// The server is a module of its own, below this directory, with a module file for each version,
+// since a module can have one version of etcd only. It is built when it is first asked for; its
+// modules come from the module cache, or the proxy that the go command is set to.
 package servers
 
 import (
@@ -34,6 +34,9 @@ import (
 // Versions are the minor versions that there are servers of, oldest first.
 var Versions = []string{"3.5", "3.6", "3.7"}
 
+// moduleFiles are those of the server that have the versions.
+var moduleFiles = map[string]string{"3.5": "v35.mod", "3.6": "v36.mod", "3.7": "go.mod"}
+
 // Config is how a server is run. Zero values are etcd's defaults.
 type Config struct {
 	SnapshotCount  uint64
@@ -57,7 +60,7 @@ type Server struct {
 }
 
 // Measurement is what a server has at one time, after a garbage collection; see the
-// package probe, which makes it.
+// server, which makes it.
 type Measurement struct {
 	Version string
 	Entries struct {
@@ -191,12 +194,11 @@ func binary(t testing.TB, version string) string {
 		require.NoError(t, err)
 		built.dir, built.paths = dir, make(map[string]string)
 	}
-	name := "v" + strings.ReplaceAll(version, ".", "")
 	_, here, _, _ := runtime.Caller(0)
-	dir := filepath.Join(filepath.Dir(here), name)
-	path := filepath.Join(built.dir, name)
+	dir := filepath.Join(filepath.Dir(here), "server")
+	path := filepath.Join(built.dir, "etcd-"+version)
 	// What a test reads decides whether its result is cached; other modules do not.
-	for _, pattern := range []string{"*.go", "go.*", "../probe/*.go"} {
+	for _, pattern := range []string{"*.go", "*.mod", "*.sum"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		require.NoError(t, err)
 		for _, file := range files {
@@ -206,7 +208,7 @@ func binary(t testing.TB, version string) string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-modfile="+moduleFiles[version], "-o", path, ".")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	out, err := cmd.CombinedOutput()

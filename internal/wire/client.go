@@ -23,9 +23,14 @@ import (
 // it could read or write what the stages would have shaped.
 var ErrUnknownRequest = errors.New("kvwrap: unknown request")
 
-// Client returns kv as a pb.KVClient. Call options are ignored: they belong to
-// the connection below kv. Errors are those of kv, as they are.
-func Client(kv clientv3.KV) pb.KVClient { return client{kv} }
+// Client returns kv as a pb.KVClient, nil where it is nil. Call options are ignored: they
+// belong to the connection below kv. Errors are those of kv, as they are.
+func Client(kv clientv3.KV) pb.KVClient {
+	if kv == nil {
+		return nil
+	}
+	return client{kv}
+}
 
 // client implements every method by name, so that a new one in pb.KVClient
 // breaks the build.

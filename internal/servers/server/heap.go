@@ -1,16 +1,16 @@
-package probe
+package main
 
 import (
 	"runtime"
 	"strings"
 )
 
-// Profile has the heap profile record every allocation, so that its sums are exact. It
+// profile has the heap profile record every allocation, so that its sums are exact. It
 // is to be called first of all in main: what was allocated before is not in the profile.
-func Profile() { runtime.MemProfileRate = 1 }
+func profile() { runtime.MemProfileRate = 1 }
 
 // attribute returns the live bytes that were allocated for the raft log and for the
-// index of keys, by the functions that allocated them. It is nothing without [Profile].
+// index of keys, by the functions that allocated them. It is nothing without profile.
 //
 // It knows nothing of what an entry takes: an entry, its parts and the array that they
 // are in are allocated inside package raft, the payload of an entry where the server

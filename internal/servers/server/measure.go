@@ -1,7 +1,4 @@
-// Package probe tells what an etcd server in the same process keeps in memory. It has a
-// module of its own, without dependencies, so that servers of every version can import
-// it: what differs between them is in [Member].
-package probe
+package main
 
 import (
 	"encoding/json"
@@ -11,24 +8,10 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+
+	"go.etcd.io/etcd/api/v3/version"
+	"go.etcd.io/etcd/server/v3/embed"
 )
-
-// Member is a server, as the main of its version knows it.
-type Member struct {
-	Version string // of etcd
-	Entries func() Entries
-	Commit  func() // commits what the backend has not committed yet
-	Size    func() int64
-	InUse   func() int64
-	Ended   <-chan error // tells when the server has ended by itself
-}
-
-// Entries is what raft's storage holds.
-type Entries struct {
-	First, Last  uint64 // indexes
-	Number       int
-	PayloadBytes int64
-}
 
 // Measurement is what a server has at one time. It is taken after a garbage collection.
 type Measurement struct {
@@ -43,10 +26,10 @@ type Measurement struct {
 	DbSizeInUse   int64
 }
 
-// Serve answers measurements over HTTP on the loopback interface. It writes the address
+// serve answers measurements over HTTP on the loopback interface. It writes the address
 // to the standard output, and returns when the server has ended, or the standard input
 // has: then the parent is gone, or has had enough.
-func Serve(m Member) error {
+func serve(e *embed.Etcd) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -54,7 +37,7 @@ func Serve(m Member) error {
 	defer l.Close()
 	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(m.measure())
+		json.NewEncoder(w).Encode(measure(e))
 	}))
 	fmt.Println(l.Addr())
 	parent := make(chan struct{})
@@ -63,19 +46,20 @@ func Serve(m Member) error {
 		close(parent)
 	}()
 	select {
-	case err := <-m.Ended:
+	case err := <-e.Err():
 		return err
 	case <-parent:
 		return nil
 	}
 }
 
-func (m *Member) measure() Measurement {
+func measure(e *embed.Etcd) Measurement {
 	anonymous := rss() // before the collections that follow
 	peak := max(most.Load(), anonymous)
+	b := e.Server.Backend()
 	// A page that a transaction has freed counts as free in the one after the next.
 	for range 3 {
-		m.Commit()
+		b.ForceCommit()
 	}
 	// The heap profile is as of the last collection but one.
 	for range 3 {
@@ -84,9 +68,9 @@ func (m *Member) measure() Measurement {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	r := Measurement{
-		Version: m.Version, Entries: m.Entries(),
+		Version: version.Version, Entries: entries(e),
 		LiveHeap: stats.HeapAlloc, AnonymousRSS: anonymous, PeakAnonymous: peak,
-		DbSize: m.Size(), DbSizeInUse: m.InUse(),
+		DbSize: b.Size(), DbSizeInUse: b.SizeInUse(),
 	}
 	r.RaftLog, r.TreeIndex = attribute()
 	return r

@@ -1,4 +1,4 @@
-package probe
+package main
 
 import (
 	"os"
@@ -10,9 +10,9 @@ import (
 
 var most atomic.Uint64
 
-// Watch looks at the resident memory again and again from now on. It is to be called before
+// watch looks at the resident memory again and again from now on. It is to be called before
 // the server starts, which may take more memory than it does when it has.
-func Watch() {
+func watch() {
 	go func() {
 		for range time.Tick(10 * time.Millisecond) {
 			if now := rss(); now > most.Load() {
