@@ -385,3 +385,23 @@ func TestALeaseIsUsedAgain(t *testing.T) {
 	kv.stage.background.Wait()
 	require.Empty(t, e.orphans())
 }
+
+// TestAWriteThatNeverGetsThrough has its anchor taken away before each of its requests, as
+// by somebody who means it. It gives up, and has written nothing.
+func TestAWriteThatNeverGetsThrough(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	requests := 0
+	writer := e.interposed(&between{sending: func(*pb.TxnRequest) bool {
+		requests++
+		_, err := e.kv.Delete(e.ctx, "k")
+		require.NoError(t, err)
+		return false
+	}}, Config{})
+	_, err := writer.Put(e.ctx, "k", incompressible(300<<10, "v"))
+	var contention *ContentionError
+	require.ErrorAs(t, err, &contention)
+	require.ErrorIs(t, err, ErrContention)
+	require.Equal(t, maxAttempts, contention.Attempts)
+	require.GreaterOrEqual(t, requests, maxAttempts)
+	require.NotContains(t, e.stored(), "k")
+}
