@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
 	"github.com/kvwrap/kvwrap/internal/workload"
 	"github.com/stretchr/testify/require"
@@ -146,4 +150,80 @@ func TestTheAuditsOfTheGuide(t *testing.T) {
 		ran++
 	}
 	require.Equal(t, 3, ran)
+}
+
+// TestTheCommandsOfTheDocs runs the commands that docs/operations.md and docs/audit.md give, as
+// they are given, on an etcd at another address.
+func TestTheCommandsOfTheDocs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("samples for seconds")
+	}
+	w := newWrapped(t, chunker.Config{}, etcdtest.Advertise(t, 1))
+	auth, _ := etcdtest.StartAuth(t)
+	member := etcdtest.Start(t, 1, nil)
+	_, err := member.Client(t).Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	require.NotEmpty(t, member.EntryBytes(t)) // which stops it
+	db, dir := auditFile(t, false), t.TempDir()
+
+	command := regexp.MustCompile(`(?m)^ {4,}(shapecheck (?:.*\\\n)*.*)$`)
+	word := regexp.MustCompile(`"[^"]*"|\S+`)
+	ran := map[string]bool{}
+	for _, file := range []string{"operations", "audit"} {
+		text, err := os.ReadFile("../../docs/" + file + ".md")
+		require.NoError(t, err)
+		for _, found := range command.FindAllStringSubmatch(string(text), -1) {
+			line, _, _ := strings.Cut(strings.ReplaceAll(found[1], "\\\n", " "), "#")
+			output := ""
+			if before, after, redirected := strings.Cut(line, " > "); redirected {
+				line, output = before, strings.TrimSpace(after)
+			}
+			for i := range 2 { // so that there is something to be found, and revisions
+				w.put("stats/gateway", workload.Text(200e3, fmt.Sprint(i)))
+			}
+			revision, err := w.plain.Get(t.Context(), "stats/gateway")
+			require.NoError(t, err)
+			endpoint := w.cluster.Endpoints()[0]
+			if strings.Contains(line, "--user") {
+				endpoint = auth.Endpoints()[0]
+			}
+			line = strings.NewReplacer("10.0.0.1:2379", endpoint, "127.0.0.1:2379", endpoint, "root:PASSWORD", "root:root",
+				"snapshot.db", db, "/var/lib/etcd", member.Members[0].Config().Dir, "monday.json", filepath.Join(dir, "monday.json"),
+				"report.html", filepath.Join(dir, "report.html"), "30s", "1s", "--rev 4711", fmt.Sprint("--rev ", revision.Kvs[0].ModRevision)).Replace(line)
+			var args []string
+			for _, a := range word.FindAllString(line, -1)[1:] {
+				args = append(args, strings.Trim(a, `"`))
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			expected := []int{exitOK, exitWarning}
+			if strings.Contains(line, "--every") || args[0] == "watch" { // these go on
+				time.AfterFunc(time.Second, cancel)
+				expected = []int{exitOK, exitInterrupted}
+			}
+			written := make(chan struct{})
+			if strings.Contains(line, "--sample") {
+				go func() {
+					defer close(written)
+					for ctx.Err() == nil {
+						w.cli.Put(ctx, "stats/gateway", workload.Text(200e3, fmt.Sprint(time.Now())))
+						time.Sleep(100 * time.Millisecond)
+					}
+				}()
+			} else {
+				close(written)
+			}
+			var stdout, stderr bytes.Buffer
+			code := run(ctx, args, strings.NewReader(""), &stdout, &stderr)
+			cancel()
+			<-written
+			require.Contains(t, expected, code, "%s: %s", line, stderr.String())
+			if output != "" {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, filepath.Base(output)), stdout.Bytes(), 0o600))
+			}
+			ran[args[0]] = true
+		}
+	}
+	for _, c := range []string{"audit", "get", "project", "reclaim", "roles", "sweep", "tune", "unwrap", "verify"} {
+		require.True(t, ran[c], "docs/operations.md has no command %s", c)
+	}
 }
