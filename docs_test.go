@@ -238,3 +238,24 @@ func TestEveryEntryPointHasAnExample(t *testing.T) {
 	}
 	require.Greater(t, entries, 40)
 }
+
+// TestEachDocNamesItsFiles: who reads a package's doc.go learns what each file of it is for.
+func TestEachDocNamesItsFiles(t *testing.T) {
+	docs, err := filepath.Glob("*/doc.go")
+	require.NoError(t, err)
+	internal, err := filepath.Glob("internal/*/doc.go")
+	require.NoError(t, err)
+	docs = append(docs, internal...)
+	require.GreaterOrEqual(t, len(docs), 8)
+	for _, doc := range append(docs, "doc.go") {
+		text, err := os.ReadFile(doc)
+		require.NoError(t, err)
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(doc), "*.go"))
+		require.NoError(t, err)
+		for _, file := range files {
+			if name := filepath.Base(file); name != "doc.go" && !strings.HasSuffix(name, "_test.go") {
+				assert.Contains(t, string(text), name, "%s does not say what %s is for", doc, name)
+			}
+		}
+	}
+}
