@@ -405,3 +405,37 @@ func TestAWriteThatNeverGetsThrough(t *testing.T) {
 	require.GreaterOrEqual(t, requests, maxAttempts)
 	require.NotContains(t, e.stored(), "k")
 }
+
+// TestWhoNoticesAnotherPrefix reads a chunked value of a client with another reserved prefix,
+// or puts a large one over it. Who does neither cannot notice.
+func TestWhoNoticesAnotherPrefix(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	other, _ := e.another(Config{ReservedPrefix: "\x00other/"})
+	large := text(200<<10, "large")
+	for name, c := range map[string]struct {
+		op      clientv3.Op
+		notices bool
+	}{
+		"get":             {clientv3.OpGet("k"), true},
+		"get a range":     {clientv3.OpGet("", clientv3.WithPrefix()), true},
+		"a large put":     {clientv3.OpPut("k", large), true},
+		"a small put":     {clientv3.OpPut("k", "small"), false},
+		"a delete":        {clientv3.OpDelete("k"), false},
+		"a list of keys":  {clientv3.OpGet("k", clientv3.WithPrefix(), clientv3.WithKeysOnly()), false},
+		"a count of keys": {clientv3.OpGet("k", clientv3.WithPrefix(), clientv3.WithCountOnly()), false},
+	} {
+		_, err := e.cli.Delete(e.ctx, "k")
+		require.NoError(t, err)
+		_, err = other.Put(e.ctx, "k", large)
+		require.NoError(t, err)
+		_, err = e.kv.Do(e.ctx, c.op)
+		if !c.notices {
+			require.NoError(t, err, name)
+			continue
+		}
+		var mismatch *PrefixMismatchError
+		require.ErrorAs(t, err, &mismatch, name)
+		require.Equal(t, "\x00other/", mismatch.Stored)
+		require.Equal(t, "\x00kvw/", mismatch.Expected)
+	}
+}
