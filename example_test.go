@@ -146,7 +146,159 @@ func report(ctx context.Context, kv *kvwrap.KV) error {
 	return nil
 }
 
-var _ = report
+// A report is made once a minute, and logged.
+func ExampleKV_Report() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	kv, err := kvwrap.Install(cli, kvwrap.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range time.Tick(time.Minute) {
+		if err := report(context.Background(), kv); err != nil {
+			log.Print(err)
+		}
+	}
+}
+
+// Counters are those of this process. They are there without a server, which is why this
+// example needs none.
+func ExampleKV_Stats() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:1"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	kv, err := kvwrap.New(cli, kvwrap.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer kv.Close()
+	stats := kv.Stats()
+	fmt.Println("asked for:", stats.Asked.Total.Puts, "puts, proposed:", stats.Proposed.Total.Puts)
+	fmt.Println("chunked:", stats.Chunk.Inline+stats.Chunk.Staged)
+	fmt.Println("in batches:", stats.Coalesce.Puts, "waiting for the budget:", stats.Budget.Waiting)
+
+	// Output:
+	// asked for: 0 puts, proposed: 0
+	// chunked: 0
+	// in batches: 0 waiting for the budget: 0
+}
+
+// What is put behind is durable when its promise says so, or Flush returns nil.
+func ExampleKV_PutAsync() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close() // writes what waits, too
+	kv, err := kvwrap.Install(cli, kvwrap.Config{
+		Rules:    []kvwrap.Rule{{Prefix: "offsets/", Coalesce: coalesce.Max, FlushEvery: 50 * time.Millisecond}},
+		Coalesce: coalesce.Config{OnError: func(key []byte, err error) { log.Printf("%s: %v", key, err) }},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for offset := range 1000 {
+		kv.PutAsync(ctx, "offsets/orders/7", fmt.Sprint(offset), nil) // OnError is told
+	}
+	p := kv.Pending()
+	fmt.Println("a crash now would lose", p.Writes, "writes of", p.Bytes, "bytes")
+	if err := kv.Flush(ctx); err != nil {
+		log.Print(err)
+	}
+}
+
+// A watcher sees whole values, and a lease the keys of the application.
+func ExampleKV_Watcher() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	kv, err := kvwrap.New(cli, kvwrap.Config{}) // after Install it is cli itself
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer kv.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	lease, err := kv.Lease().Grant(ctx, 60)
+	if err != nil {
+		log.Fatal(err)
+	}
+	events := kv.Watcher().Watch(ctx, "gateway/", clientv3.WithPrefix())
+	if _, err := kv.Put(ctx, "gateway/statistics", "{}", clientv3.WithLease(lease.ID)); err != nil {
+		log.Fatal(err)
+	}
+	for resp := range events {
+		if err := resp.Err(); err != nil {
+			log.Fatal(err) // resp.CompactRevision says where to go on, where that is it
+		}
+		for _, e := range resp.Events {
+			fmt.Printf("%s %s: %d bytes\n", e.Type, e.Kv.Key, len(e.Kv.Value))
+		}
+	}
+}
+
+// A sweep deletes what crashed writes have left behind.
+func ExampleKV_Sweep() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	kv, err := kvwrap.Install(cli, kvwrap.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := kv.Sweep(context.Background())
+	if err != nil {
+		log.Print(err) // the result says what was done until then
+	}
+	fmt.Println("chunks deleted:", result.Deleted, "writes under way:", result.Writes)
+}
+
+// Rates may be changed while others wait, for the night for instance.
+func ExampleKV_SetRates() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	kv, err := kvwrap.Install(cli, kvwrap.Config{Budget: budget.Config{Rates: budget.Rates{Revisions: 100}}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := kv.SetRates(budget.Rates{Revisions: 1000}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A workload and what it may cost become a configuration.
+func ExampleTune() {
+	cfg, plan, err := kvwrap.Tune(shaper.Workload{
+		Prefix: "status/", Keys: 2000, ValueBytes: 1500, Interval: 5 * time.Second, Unchanged: 0.95,
+	}, shaper.Target{RevisionsPerSecond: 50, Server: shaper.Server{Version: "3.7"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(cfg.Rules[0].Coalesce, "SkipUnchanged:", cfg.Rules[0].SkipUnchanged)
+	for _, u := range plan.Unmet {
+		fmt.Println("not met:", u.Target, u.Why)
+	}
+	fmt.Printf("the backend grows by %.0f KB/s, not %.0f\n",
+		plan.Shaped.Get(shaper.BackendGrowth).Expected/1e3, plan.Plain.Get(shaper.BackendGrowth).Expected/1e3)
+
+	// Output:
+	// GroupCommit SkipUnchanged: true
+	// the backend grows by 41 KB/s, not 827
+}
 
 // A gateway of three members, each of which puts 2 MB of statistics every five seconds, of
 // which three in a hundred have changed.

@@ -1,33 +1,3 @@
-// Package kvwrap is a [clientv3.KV] that makes the writes of an application light
-// for etcd. An application puts it in place of its client's own and goes on as
-// before:
-//
-//	cli, err := clientv3.New(clientv3.Config{Endpoints: endpoints})
-//	if err != nil {
-//		return err
-//	}
-//	defer cli.Close()
-//	if _, err := kvwrap.Install(cli, kvwrap.Config{}); err != nil {
-//		return err
-//	}
-//	_, err = cli.Put(ctx, "gateway/statistics", twoMegabytes)
-//
-// etcd keeps its newest 5,000 requests in memory, whole, and every revision on
-// disk until compaction. A value of megabytes that is written every few seconds
-// costs gigabytes of both. With kvwrap a large value is stored as a small manifest
-// and chunks, and a write proposes the chunks that have changed.
-//
-// Many small writes are coalesced, where a [Rule] says so: what waits together becomes
-// one raft entry and one revision, and [KV.PutAsync] writes behind. And all that is
-// proposed may be paced, to what the cluster can afford.
-//
-// Requests pass a chain of stages, each a middleware over etcd's own request
-// interface. This package alone knows their order:
-//
-//	application -> chunker -> coalesce -> budget -> etcd
-//
-// What each guarantees stands with it: [github.com/kvwrap/kvwrap/chunker],
-// [github.com/kvwrap/kvwrap/coalesce], [github.com/kvwrap/kvwrap/budget].
 package kvwrap
 
 import (

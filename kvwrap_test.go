@@ -199,6 +199,25 @@ func TestInstall(t *testing.T) {
 	require.Empty(t, stored(t, other))
 }
 
+// TestWhatGoesPastIt is what makes a KV or a watcher of its own from the client.
+func TestWhatGoesPastIt(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	kv, err := Install(cli, Config{})
+	require.NoError(t, err)
+	defer kv.Close()
+	watcher := clientv3.NewWatcher(cli)
+	defer watcher.Close()
+	events := watcher.Watch(t.Context(), "k", clientv3.WithCreatedNotify())
+	<-events
+	_, err = cli.Put(t.Context(), "k", statistics())
+	require.NoError(t, err)
+	resp, err := clientv3.NewKV(cli).Get(t.Context(), "k")
+	require.NoError(t, err)
+	const manifest = "\xffkvw\x01\x01"
+	require.True(t, strings.HasPrefix(string(resp.Kvs[0].Value), manifest))
+	require.True(t, strings.HasPrefix(string((<-events).Events[0].Kv.Value), manifest))
+}
+
 func TestANamespacedClient(t *testing.T) {
 	cluster := etcdtest.Start(t, 1, nil)
 	plain, cli := cluster.Client(t), cluster.Client(t)

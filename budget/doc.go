@@ -51,4 +51,5 @@
 //   - ask.go asks etcd, backend.go for the state of members.
 //   - health.go judges members, monitor.go asks them; reclaim_plan.go, reclaim.go and
 //     reclaim_lock.go give space back.
+//   - config.go has the settings, errors.go what calls return, stats.go what is counted.
 package budget

@@ -50,6 +50,7 @@
 //     one sweep runs at a time.
 //   - limits.go learns what the server allows, permission.go what it does not
 //     allow the user.
+//   - config.go has the settings, errors.go what calls return, stats.go what is counted.
 //
 // What is stored is the business of the package internal/format, and of
 // docs/format.md. docs/design.md walks through the races.

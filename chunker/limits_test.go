@@ -125,3 +125,20 @@ func TestAServerThatAllowsMore(t *testing.T) {
 		require.Empty(t, e.orphans())
 	}
 }
+
+// TestAServerThatAllowsOneOperation answers all but ranges that take two: those around the
+// reserved prefix, and those that are sorted by value.
+func TestAServerThatAllowsOneOperation(t *testing.T) {
+	e := newEnv(t, Config{}, func(cfg *embed.Config) { cfg.MaxTxnOps = 1 })
+	e.put("k", "small")
+	e.holds("k", "small")
+	_, err := e.kv.Get(e.ctx, "k", clientv3.WithPrefix())
+	require.NoError(t, err)
+	for key, opts := range map[string][]clientv3.OpOption{
+		"\x00": {clientv3.WithFromKey()},
+		"k":    {clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByValue, clientv3.SortAscend)},
+	} {
+		_, err := e.kv.Get(e.ctx, key, opts...)
+		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+	}
+}

@@ -385,3 +385,57 @@ func TestALeaseIsUsedAgain(t *testing.T) {
 	kv.stage.background.Wait()
 	require.Empty(t, e.orphans())
 }
+
+// TestAWriteThatNeverGetsThrough has its anchor taken away before each of its requests, as
+// by somebody who means it. It gives up, and has written nothing.
+func TestAWriteThatNeverGetsThrough(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	requests := 0
+	writer := e.interposed(&between{sending: func(*pb.TxnRequest) bool {
+		requests++
+		_, err := e.kv.Delete(e.ctx, "k")
+		require.NoError(t, err)
+		return false
+	}}, Config{})
+	_, err := writer.Put(e.ctx, "k", incompressible(300<<10, "v"))
+	var contention *ContentionError
+	require.ErrorAs(t, err, &contention)
+	require.ErrorIs(t, err, ErrContention)
+	require.Equal(t, maxAttempts, contention.Attempts)
+	require.GreaterOrEqual(t, requests, maxAttempts)
+	require.NotContains(t, e.stored(), "k")
+}
+
+// TestWhoNoticesAnotherPrefix reads a chunked value of a client with another reserved prefix,
+// or puts a large one over it. Who does neither cannot notice.
+func TestWhoNoticesAnotherPrefix(t *testing.T) {
+	e := newEnv(t, Config{}, nil)
+	other, _ := e.another(Config{ReservedPrefix: "\x00other/"})
+	large := text(200<<10, "large")
+	for name, c := range map[string]struct {
+		op      clientv3.Op
+		notices bool
+	}{
+		"get":             {clientv3.OpGet("k"), true},
+		"get a range":     {clientv3.OpGet("", clientv3.WithPrefix()), true},
+		"a large put":     {clientv3.OpPut("k", large), true},
+		"a small put":     {clientv3.OpPut("k", "small"), false},
+		"a delete":        {clientv3.OpDelete("k"), false},
+		"a list of keys":  {clientv3.OpGet("k", clientv3.WithPrefix(), clientv3.WithKeysOnly()), false},
+		"a count of keys": {clientv3.OpGet("k", clientv3.WithPrefix(), clientv3.WithCountOnly()), false},
+	} {
+		_, err := e.cli.Delete(e.ctx, "k")
+		require.NoError(t, err)
+		_, err = other.Put(e.ctx, "k", large)
+		require.NoError(t, err)
+		_, err = e.kv.Do(e.ctx, c.op)
+		if !c.notices {
+			require.NoError(t, err, name)
+			continue
+		}
+		var mismatch *PrefixMismatchError
+		require.ErrorAs(t, err, &mismatch, name)
+		require.Equal(t, "\x00other/", mismatch.Stored)
+		require.Equal(t, "\x00kvw/", mismatch.Expected)
+	}
+}

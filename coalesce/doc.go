@@ -69,6 +69,7 @@
 //   - launch.go has batches be sent, and flight.go takes their steps: look, verify, write.
 //     refusal.go tells etcd's errors apart, doubt.go takes care of what was not answered,
 //     and sequence.go is the key that proves what has become of it. end.go tells who waits.
+//   - config.go has the settings, errors.go what calls return, stats.go what is counted.
 //
 // docs/design.md walks through it.
 package coalesce

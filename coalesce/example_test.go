@@ -3,10 +3,13 @@ package coalesce_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log"
+	"strconv"
 	"time"
 
 	"github.com/kvwrap/kvwrap/coalesce"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -36,6 +39,33 @@ func ExampleNewKV() {
 			log.Printf("the offset is not committed: %v", err)
 		}
 	})
+}
+
+// The stage as middleware, between another one and a client's connection. What was put
+// behind is in etcd when Flush returns nil.
+func ExampleNew() {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+	stage, err := coalesce.New(clientv3.RetryKVClient(cli), coalesce.Config{
+		Lease: cli.Lease,
+		Rules: []coalesce.Rule{{Prefix: "gauges/", Mode: coalesce.LastWriteWins, FlushEvery: time.Second}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer stage.Close() // writes what waits
+	ctx := context.Background()
+	for i := range 100 { // of which the last is written
+		stage.PutAsync(ctx, &pb.PutRequest{Key: []byte("gauges/1"), Value: []byte(strconv.Itoa(i))}, nil)
+	}
+	fmt.Println(stage.Pending().Puts, "puts are", stage.Pending().Writes, "writes")
+	if err := stage.Flush(ctx); err != nil {
+		log.Print(err)
+	}
+	fmt.Println(stage.Stats().Merged, "puts were merged")
 }
 
 // A broker commits offsets as long as it owns the partition.

@@ -36,10 +36,12 @@
 //
 // # How it works
 //
-//   - meter.go, stage.go and traffic.go count; histogram.go has sizes, sketch_keys.go the number of
-//     keys, sketch_prefix.go the heaviest prefixes.
+//   - meter.go, stage.go and traffic.go count, as meter_config.go says, and meter_outcome.go tells
+//     what was proposed from what was not; histogram.go has sizes, sketch_keys.go the number
+//     of keys, sketch_prefix.go the heaviest prefixes.
 //   - server.go and load.go are what a projection is of; raftlog.go, memory.go, records.go
 //     and pages.go its formulas, allocate.go Go's allocator, project.go puts them together.
+//     figure.go is what comes out; errors.go what is wrong with what went in.
 //   - workload.go, target.go, effect.go and tune.go choose, explain.go says why.
 //   - report.go judges, text.go writes for people.
 package shaper

@@ -23,6 +23,12 @@ func ExampleMeter() {
 		traffic := meter.Traffic()
 		fmt.Println(traffic)
 		fmt.Println(traffic.Window.EntrySizes.Quantile(0.99), "bytes")
+		meter.Observe(&pb.PutRequest{Key: []byte("leaders/1")}) // a put that is made later, past all stages
+		p, err := shaper.Project(shaper.Server{Version: "3.7"}, traffic.Load(shaper.Live{}))
+		if err != nil {
+			return err
+		}
+		fmt.Print(p) // what that comes to, if it goes on
 		return nil
 	}
 	_ = client

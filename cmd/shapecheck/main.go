@@ -1,5 +1,3 @@
-// Command shapecheck shows what an application's writes cost an etcd, and what
-// kvwrap makes of them.
 package main
 
 import (

@@ -7,10 +7,13 @@
 //
 // # How it works
 //
-//   - db.go and live.go are where records come from, record.go reads their wire format.
+//   - db.go and live.go are where records come from, record.go reads their wire format; wal.go
+//     reads what fills the raft log of a member.
+//   - pages.go reads the pages of a file, each of them once, which map_unix.go and map_other.go
+//     have in memory.
 //   - tally.go counts records. It is pure and knows neither files nor clusters. keytable.go
 //     finds out which revision of a key is its newest, in 16 bytes a key; top.go keeps the
 //     largest, sizes.go has distributions.
-//   - judge.go and condition.go judge a report, compare.go compares two.
+//   - report.go is what comes out. judge.go and condition.go judge it, compare.go compares two.
 //   - text.go and html.go write it for people.
 package audit

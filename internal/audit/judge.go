@@ -99,13 +99,10 @@ func (r *Report) project(a Assume) {
 	mean := int((r.Totals.LiveBytes + r.Totals.HistoryBytes) / records)
 	load := shaper.PutLoad(a.RevisionsPerSecond, 1, key, max(mean-key-40, 0)) // 40 for the revision and the numbers
 	load.Live = shaper.Live{Revision: r.Source.Revision, InUse: r.Backend.InUse, Keys: int(keys), DbSize: r.Backend.Size}
-	server := shaper.Server{Version: r.version(), Quota: r.Backend.Quota}
+	server := shaper.Server{Version: r.version(), Quota: cmp.Or(r.Backend.Quota, -1)}
 	server.Compaction, g.Compaction.Seen = r.compaction(a)
 	g.Compaction.Mode, g.Compaction.Revisions = cmp.Or(string(server.Compaction.Mode), "none"), server.Compaction.Revisions
 	g.Compaction.Seconds = server.Compaction.Retention.Seconds()
-	if r.Backend.Quota == 0 {
-		server.Quota = -1
-	}
 	p, err := shaper.Project(server, load)
 	if err != nil {
 		r.Notes = append(r.Notes, fmt.Sprintf("the growth cannot be projected: %v", err))
@@ -116,6 +113,7 @@ func (r *Report) project(a Assume) {
 	if to := p.Get(shaper.TimeToQuota); to.Name != "" && r.Backend.Quota > 0 && to.Expected < 100*365*dayOfSeconds {
 		s := to.Expected
 		g.SecondsToQuota = &s
+		g.remedy = keepLess(server, load)
 	}
 	r.Estimates = append(r.Estimates, "growth and the time to the quota are of records of the mean size at an even rate, with "+g.Compaction.text())
 }
@@ -194,15 +192,20 @@ func (r *Report) endpoints() string {
 
 func (r *Report) reclaim() string { return "shapecheck reclaim --endpoints " + r.endpoints() }
 
-// less is the setting of etcd that keeps less.
-func (k Kept) less() string {
-	switch k.Mode {
-	case string(shaper.CompactPeriodic):
-		return fmt.Sprintf("--auto-compaction-mode=periodic --auto-compaction-retention=%v", max(time.Duration(k.Seconds*float64(time.Second)/2).Round(time.Second), time.Minute))
-	case string(shaper.CompactRevision):
-		return fmt.Sprintf("--auto-compaction-mode=revision --auto-compaction-retention=%d", max(k.Revisions/2, 1))
+// keepLess is the setting of etcd that keeps a file below its quota, and as much as that
+// allows.
+func keepLess(server shaper.Server, load shaper.Load) string {
+	for _, retention := range []string{"1h", "30m", "10m", "5m", "1m"} {
+		d, err := time.ParseDuration(retention)
+		if err != nil {
+			panic(err)
+		}
+		server.Compaction = shaper.Compaction{Mode: shaper.CompactPeriodic, Retention: d}
+		if p, err := shaper.Project(server, load); err == nil && math.IsInf(p.Get(shaper.TimeToQuota).Expected, 1) {
+			return "--auto-compaction-mode=periodic --auto-compaction-retention=" + retention
+		}
 	}
-	return "--auto-compaction-mode=periodic --auto-compaction-retention=1h"
+	return "write less, as with kvwrap's rules: with one minute of old revisions, the least that etcd's --auto-compaction-retention is good for, the quota is reached, too"
 }
 
 // puts returns what part of all puts those are of which a key has had so many.
@@ -302,7 +305,7 @@ func (r *Report) findSpace() {
 		if *g.SecondsToQuota < dayOfSeconds {
 			level = Critical
 		}
-		r.find(Finding{Level: level, Reason: fmt.Sprintf("at %.4g revisions a second the quota is reached in %s, with %s", g.RevisionsPerSecond, durationText(*g.SecondsToQuota), g.Compaction.text()), Do: g.Compaction.less()})
+		r.find(Finding{Level: level, Reason: fmt.Sprintf("at %.4g revisions a second the quota is reached in %s, with %s", g.RevisionsPerSecond, durationText(*g.SecondsToQuota), g.Compaction.text()), Do: g.remedy})
 	}
 	t := r.Totals
 	if all := t.LiveBytes + t.HistoryBytes; t.HistoryBytes >= historyMin && float64(t.HistoryBytes) >= historyShare*float64(all) {

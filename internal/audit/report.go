@@ -110,6 +110,8 @@ type Growth struct {
 	// no quota, or compaction keeps the database below it.
 	SecondsToQuota *float64 `json:"secondsToQuota,omitempty"`
 	Compaction     Kept     `json:"compaction"`
+
+	remedy string
 }
 
 // Kept is what of old revisions is taken to be kept.

@@ -17,7 +17,7 @@ import (
 
 // TestFoundingCases plays the two cases that kvwrap was made for, through a plain client and
 // through kvwrap as it is tuned for them, and holds what a server keeps to the plan's projection.
-// The gateway's is on a server that keeps 300 entries, not 5,000, so that it fits in
+// The gateway's is on a server that keeps 200 entries, not 5,000, so that it fits in
 // memory; what it is with 5,000 is projected from that.
 //
 //	go test ./internal/servers -run TestFoundingCases -v -servers.full
