@@ -6,6 +6,7 @@
 //	shapecheck tune --value-bytes 2MB --interval 5s --changed 0.03
 //	shapecheck demo                                 the gateway's case, on servers of its own
 //	shapecheck get KEY                              a value, put together from its chunks
+//	shapecheck bench                                the plain client against kvwrap
 //	shapecheck verify, sweep, roles, reclaim, unwrap
 //
 // docs/operations.md has what each does and writes; --help the flags and examples.
@@ -23,12 +24,13 @@
 // has returned. What several need:
 //
 //   - cluster.go has the flags of etcdctl and makes a client of them; serverflags.go has those
-//     of etcd itself, size.go numbers of bytes, when.go the rules of reclaim.
+//     of etcd itself, when.go the rules of reclaim.
 //   - output.go writes a table or JSON, figures.go numbers in units that suit them, progress.go
 //     says what is being done.
 //   - pages.go reads all keys of one revision, a page at a time; check.go, for verify, judges
 //     what it finds; sample.go watches what is written.
 //   - playground.go has the two sides of a demo, play.go plays the gateway's case on it and
 //     offsets.go the broker's; result.go and comparison.go show what came of it. serve.go is
-//     the server of a demo, a process of its own, and server.go how that is asked.
+//     the server of a demo, a process of its own, and server.go how that is asked. bench.go
+//     plays benchcases.go on the same two sides, in turns.
 package main

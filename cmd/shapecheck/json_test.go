@@ -25,6 +25,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		documents []any
 		in        string
 	}{
+		"bench":   {[]any{benchReport{}}, ""},
 		"get":     {[]any{keyDocument{}, chunkList{}}, ""},
 		"project": {[]any{projectDocument{}}, shared},
 		"tune":    {[]any{tuneDocument{}}, shared},
