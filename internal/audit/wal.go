@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/kvwrap/kvwrap/internal/keys"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -168,7 +169,7 @@ func (t *walTally) add(e *raftpb.Entry) {
 			logical = key
 		}
 		share := uint64(float64(size) * ratio(float64(len(p.Key)+len(p.Value)), float64(all)))
-		t.count(t.prefixes, string(cutPrefix(logical, t.cfg.Separator, t.cfg.Depth)), share)
+		t.count(t.prefixes, string(keys.Prefix(logical, t.cfg.Separator, t.cfg.Depth)), share)
 	}
 }
 
