@@ -9,7 +9,7 @@ import (
 
 // TestHelpFits reads the help of commands: 80 columns, examples and exit codes.
 func TestHelpFits(t *testing.T) {
-	for _, name := range []string{"get", "project", "reclaim", "tune", "verify"} {
+	for _, name := range []string{"get", "project", "reclaim", "tune", "verify", "watch"} {
 		code, help, stderr := shapecheck(t, name, "--help")
 		require.Zero(t, code, stderr)
 		for line := range strings.SplitSeq(help, "\n") {

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(auditCommand(), demoCommand(), getCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
+	root.AddCommand(auditCommand(), demoCommand(), getCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand(), watchCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

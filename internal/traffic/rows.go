@@ -189,16 +189,16 @@ func Sort(rows []Row, by Column, reverse bool) {
 }
 
 // Trend returns the mean of groups of cells, of which the last one has the given number,
-// oldest first, so that there are up to width groups. Groups begin at the same cells whatever
-// the last one is, so that they do not flicker as time goes on; the first and the last one may
-// have fewer cells than the others.
-func Trend(cells []float64, last, width int) []float64 {
+// oldest first, so that of so many cells there are up to width groups. Groups begin at the
+// same cells whatever the last one is, so that they do not flicker as time goes on; the first
+// and the last one may have fewer cells than the others.
+func Trend(cells []float64, last, of, width int) []float64 {
 	if width < 2 {
 		return nil
 	}
 	size := 1
-	if width < Cells {
-		size = (Cells + width - 2) / (width - 1) // one group may be cut in two
+	if width < of {
+		size = (of + width - 2) / (width - 1) // one group may be cut in two
 	}
 	var groups []float64
 	group, in := -1, 0.0

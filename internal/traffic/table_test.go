@@ -233,17 +233,18 @@ func TestTrend(t *testing.T) {
 	for i := range Cells {
 		cells = append(cells, float64(i))
 	}
-	require.Equal(t, cells, Trend(cells, 59, Cells))
-	four := Trend(cells, 59, 16) // groups of 4
+	require.Equal(t, cells, Trend(cells, 59, Cells, Cells))
+	four := Trend(cells, 59, Cells, 16) // groups of 4
 	require.Len(t, four, 15)
 	require.Equal(t, 1.5, four[0])
-	later := Trend(append(cells[1:], 60), 60, 16)
+	later := Trend(append(cells[1:], 60), 60, Cells, 16)
 	require.Len(t, later, 16)
 	require.Equal(t, []float64{2, 5.5}, later[:2], "the first group has lost a cell, the others are as they were")
 	require.Equal(t, 60.0, later[15], "and the last one has one so far")
-	require.Equal(t, []float64{7}, Trend([]float64{7}, 0, 16))
-	require.Empty(t, Trend(nil, -1, 16))
-	require.Empty(t, Trend(cells, 59, 1))
+	require.Equal(t, []float64{7}, Trend([]float64{7}, 0, Cells, 16))
+	require.Equal(t, []float64{1.5, 3.5}, Trend([]float64{1, 2, 3, 4}, 3, 4, 3), "of four cells")
+	require.Empty(t, Trend(nil, -1, Cells, 16))
+	require.Empty(t, Trend(cells, 59, Cells, 1))
 
 	require.Equal(t, " ▁▄█", Sparkline([]float64{0, 1, 4, 8}))
 	require.Equal(t, "  ", Sparkline([]float64{0, 0}))
