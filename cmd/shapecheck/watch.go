@@ -235,22 +235,27 @@ func (w *watch) writeOnce(ctx context.Context, o *observer, ticks <-chan time.Ti
 	return errors.Join(err, e)
 }
 
-// writeLines writes a line of JSON for each interval, until ctx ends.
+// writeLines writes a line of JSON for each interval, until ctx ends; the last one is of a
+// part of it.
 func (w *watch) writeLines(ctx context.Context, o *observer, ticks <-chan time.Time, stdout io.Writer) error {
 	lines := json.NewEncoder(stdout)
 	lines.SetEscapeHTML(false)
-	cells := int(w.interval / w.cell)
-	for n := 1; ; n++ {
+	interval := int(w.interval / w.cell)
+	for cells := 1; ; cells++ {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case <-ticks:
 		}
 		o.advance()
-		if n%cells == 0 {
-			if err := lines.Encode(w.document(o.snapshot(cells))); err != nil {
-				return fmt.Errorf("writing: %w", err)
-			}
+		if cells < interval && ctx.Err() == nil {
+			continue
 		}
+		if err := lines.Encode(w.document(o.snapshot(cells))); err != nil {
+			return fmt.Errorf("writing: %w", err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		cells = 0
 	}
 }

@@ -157,8 +157,28 @@ func TestWatchLines(t *testing.T) {
 		require.NoError(t, lines.Decode(&d))
 		require.EqualValues(t, want, d.Total.Puts)
 	}
+	_, err := cli.Put(t.Context(), "k", "v")
+	require.NoError(t, err)
+	require.NoError(t, o.catchUp(t.Context(), time.Minute))
 	cancel()
+	var d watchDocument
+	require.NoError(t, lines.Decode(&d))
+	require.EqualValues(t, 1, d.Total.Puts, "in a part of an interval")
 	require.ErrorIs(t, <-ended, context.Canceled)
+}
+
+// TestWatchShows a screen until somebody quits, or it is interrupted.
+func TestWatchShows(t *testing.T) {
+	cli := etcdtest.Start(t, 1, nil).Client(t)
+	o := startObserver(t, cli)
+	w := &watch{interval: time.Second, cell: time.Second, depth: 2, by: traffic.ByPuts}
+	var out bytes.Buffer
+	require.NoError(t, w.show(t.Context(), o, strings.NewReader("q"), &out))
+	ctx, cancel := context.WithCancel(t.Context())
+	r, never := io.Pipe()
+	defer never.Close()
+	shown := &interrupter{at: "\x1b[", interrupt: cancel}
+	require.ErrorIs(t, w.show(ctx, o, r, shown), context.Canceled)
 }
 
 // TestWatchLosesAMember and goes on at another one, with nothing missed.
