@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/status"
 )
 
 // feed hands on every event in ranges of keys, from a revision on, for as long as it runs.
@@ -170,7 +171,7 @@ func (f *feed) lost(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state.Lost++
-	f.state.Problem = err.Error()
+	f.state.Problem = status.Convert(err).Message()
 	for _, r := range f.ranges {
 		if r.within {
 			f.state.Missed++ // the rest of that revision
