@@ -9,7 +9,7 @@ import (
 
 // TestHelpFits reads the help of commands: 80 columns, examples and exit codes.
 func TestHelpFits(t *testing.T) {
-	for _, name := range []string{"audit", "bench", "demo", "demo offsets", "get", "project", "reclaim", "roles", "sweep", "tune", "unwrap", "verify"} {
+	for _, name := range []string{"audit", "bench", "demo", "demo offsets", "get", "project", "reclaim", "roles", "sweep", "tune", "unwrap", "verify", "watch"} {
 		code, help, stderr := shapecheck(t, append(strings.Fields(name), "--help")...)
 		require.Zero(t, code, stderr)
 		for line := range strings.SplitSeq(help, "\n") {

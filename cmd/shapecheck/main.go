@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(auditCommand(), benchCommand(), demoCommand(), getCommand(), manCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand())
+	root.AddCommand(auditCommand(), benchCommand(), demoCommand(), getCommand(), manCommand(), projectCommand(), reclaimCommand(), rolesCommand(), serveCommand(), sweepCommand(), tuneCommand(), unwrapCommand(), verifyCommand(), watchCommand())
 	out := &output{to: stdout, stderr: stderr}
 	root.SetArgs(args)
 	root.SetIn(stdin)

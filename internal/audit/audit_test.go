@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvwrap/kvwrap/internal/audit/audittest"
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/keys"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -73,7 +74,7 @@ func TestKnownAnswers(t *testing.T) {
 			var bySize, byHistory []KeyReport
 			var bytes float64
 			for key, k := range g.Keys {
-				name := Key(cutPrefix([]byte(key), '/', 2))
+				name := Key(keys.Prefix([]byte(key), '/', 2))
 				p := prefixes[name]
 				if p == nil {
 					p = &Prefix{Prefix: name}
@@ -343,24 +344,6 @@ func TestHistoryOfChunks(t *testing.T) {
 		require.Equal(t, uint64(20), r.Prefixes[0].Revisions)
 		require.Equal(t, r.Totals.HistoryBytes, r.Prefixes[0].HistoryBytes)
 		require.Zero(t, r.Totals.Deleted)
-	}
-}
-
-func TestCutPrefix(t *testing.T) {
-	for _, c := range []struct {
-		key   string
-		depth int
-		want  string
-	}{
-		{"/registry/pods/default/web-0", 2, "/registry/pods/"},
-		{"/registry/pods/default/web-0", 1, "/registry/"},
-		{"/registry/pods/default/web-0", 9, "/registry/pods/default/"},
-		{"a/b/c", 1, "a/"},
-		{"abc", 2, ""},
-		{"/", 2, ""},
-		{"", 2, ""},
-	} {
-		require.Equal(t, c.want, string(cutPrefix([]byte(c.key), '/', c.depth)), "%+v", c)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/kvwrap/kvwrap/internal/format"
+	"github.com/kvwrap/kvwrap/internal/keys"
 )
 
 // Config says how an audit is made. The zero value has the defaults.
@@ -318,7 +319,7 @@ func (t *tally) addChunk(p *prefixTally, owner uint64, logical []byte, id format
 
 // prefix returns the count of the prefix of a key.
 func (t *tally) prefix(key []byte) *prefixTally {
-	name := cutPrefix(key, t.cfg.Separator, t.cfg.Depth)
+	name := keys.Prefix(key, t.cfg.Separator, t.cfg.Depth)
 	name = name[:min(len(name), maxName)]
 	if t.last != nil && bytes.Equal(name, t.lastName) {
 		return t.last
@@ -337,21 +338,6 @@ func (t *tally) prefix(key []byte) *prefixTally {
 	}
 	t.last, t.lastName = p, append(t.lastName[:0], name...)
 	return p
-}
-
-// cutPrefix returns the first components of key, up to the last separator among them. One at
-// the very beginning belongs to the first component.
-func cutPrefix(key []byte, separator byte, depth int) []byte {
-	end := 0
-	for at := min(1, len(key)); depth > 0; depth-- {
-		i := bytes.IndexByte(key[at:], separator)
-		if i < 0 {
-			break
-		}
-		at += i + 1
-		end = at
-	}
-	return key[:end]
 }
 
 // giveUp goes over to estimating how many keys there are.

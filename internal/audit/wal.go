@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/kvwrap/kvwrap/internal/keys"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -205,7 +206,7 @@ func (t *walTally) add(e *raftpb.Entry) {
 			logical = key
 		}
 		share := uint64(float64(size) * ratio(float64(len(p.Key)+len(p.Value)), float64(all)))
-		name := cutPrefix(logical, t.cfg.Separator, t.cfg.Depth)
+		name := keys.Prefix(logical, t.cfg.Separator, t.cfg.Depth)
 		t.count(t.prefixes, string(name[:min(len(name), maxName)]), share)
 	}
 }
