@@ -82,8 +82,8 @@ type callKey struct{}
 
 // call is a request of the application's.
 type call struct {
-	read     bool          // the client itself tries it again
-	streamer grpc.Streamer // of a stream
+	invoker  grpc.UnaryInvoker // of a read, which the client itself tries again
+	streamer grpc.Streamer     // of a stream, which it does not
 }
 
 // As etcd's client has it.
@@ -94,15 +94,10 @@ const (
 )
 
 // again reports whether a request may be sent again where it is not known whether it has
-// been served. Only the client knows which of its own it sends again, so reads that are made
-// for one of these, a get, are not sent again here: they would be a hundred times a hundred
-// times.
-func again(ctx context.Context, method string) bool {
+// been served.
+func again(method string) bool {
 	switch method {
-	case pb.KV_Range_FullMethodName:
-		of, _ := ctx.Value(callKey{}).(call)
-		return !of.read
-	case pb.Lease_LeaseGrant_FullMethodName, pb.Lease_LeaseRevoke_FullMethodName,
+	case pb.KV_Range_FullMethodName, pb.Lease_LeaseGrant_FullMethodName, pb.Lease_LeaseRevoke_FullMethodName,
 		pb.Lease_LeaseTimeToLive_FullMethodName, pb.Lease_LeaseLeases_FullMethodName:
 		return true
 	}
@@ -110,11 +105,17 @@ func again(ctx context.Context, method string) bool {
 }
 
 func (c *conn) Invoke(ctx context.Context, method string, req, reply any, opts ...grpc.CallOption) error {
+	of, _ := ctx.Value(callKey{}).(call)
+	ctx = context.WithValue(ctx, fromKey{}, fromBelow)
+	if method == pb.KV_Range_FullMethodName && of.invoker != nil {
+		// The client tries all of it again, with a new token too. It would be a hundred times a
+		// hundred times.
+		return of.invoker(ctx, method, req, reply, c.cc, c.options(opts)...)
+	}
 	most := 1
-	if again(ctx, method) {
+	if again(method) {
 		most = attempts
 	}
-	ctx = context.WithValue(ctx, fromKey{}, fromBelow)
 	for n := 1; ; n++ {
 		if closed(c.cc) {
 			return errClosed

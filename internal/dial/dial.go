@@ -182,7 +182,11 @@ func (i *Interceptors) unary(ctx context.Context, method string, req, reply any,
 		return err
 	}
 	c.conn.learn(opts)
-	resp, err := c.answer(context.WithValue(ctx, callKey{}, call{read: method == pb.KV_Range_FullMethodName}), req, func() error {
+	answering := ctx
+	if method == pb.KV_Range_FullMethodName {
+		answering = context.WithValue(ctx, callKey{}, call{invoker: invoker})
+	}
+	resp, err := c.answer(answering, req, func() error {
 		return invoker(ctx, method, req, reply, cc, opts...)
 	}, reply)
 	if err != nil {
