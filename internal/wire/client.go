@@ -87,9 +87,11 @@ func (c client) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.
 
 // RangeStream returns a stream over the channel of kv.GetStream. The sender of
 // that channel ends only when somebody reads it to its end, so the stream does
-// that by itself when its context ends.
+// that by itself when its context ends. Where the server has no streams, one before 3.7, it
+// is read in pages.
 func (c client) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	key, opts := rangeOptions(r)
+	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	responses, err := c.kv.GetStream(ctx, key, opts...)
 	if err != nil {
@@ -101,7 +103,10 @@ func (c client) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.C
 		for range responses {
 		}
 	})
-	return s, nil
+	if !streamable(r) {
+		return s, nil
+	}
+	return &fallback{ServerStreamingClient: s, ctx: outer, c: c, req: r}, nil
 }
 
 type stream struct {
@@ -137,7 +142,9 @@ func (s *stream) Header() (metadata.MD, error) { return nil, nil }
 func (s *stream) Trailer() metadata.MD         { return nil }
 
 // SendMsg refuses: the one request of the stream was sent when it was made.
-func (s *stream) SendMsg(m any) error {
+func (s *stream) SendMsg(m any) error { return errOneRequest(m) }
+
+func errOneRequest(m any) error {
 	return fmt.Errorf("%w: %T on a stream of one request", ErrUnknownRequest, m)
 }
 
