@@ -26,6 +26,9 @@
 //
 //	application -> chunker -> coalesce -> budget -> etcd
 //
+// [DialOptions] puts the same chain into a client's connection, for code that makes a KV or a
+// watcher of its own.
+//
 // What each guarantees stands with it: [github.com/kvwrap/kvwrap/chunker],
 // [github.com/kvwrap/kvwrap/coalesce], [github.com/kvwrap/kvwrap/budget].
 package kvwrap
