@@ -187,53 +187,72 @@ func reaches(end, other []byte) bool {
 	return len(other) == 0 || !bytes.Equal(other, []byte{0}) && bytes.Compare(end, other) >= 0
 }
 
-// guess is where a page ends. Behind bytes that keys have in common stand eight which are
-// taken for a number.
+// guess is where a page ends: behind bytes that keys have in common stand eight which are
+// taken for a number, or, where the step is 0, there is the end of all that begins so.
 type guess struct {
 	end  []byte // nil for the end of all
 	step uint64 // of the number, from page to page
 }
 
 // guessed returns where a page of so many keys may end that begins behind kvs, from how far
-// these are apart.
+// these are apart: all of them, or the last ones, where others are of another kind.
 func guessed(kvs []*mvccpb.KeyValue, keys int64) guess {
-	if len(kvs) < 2 {
+	for n := len(kvs); n > 1; n /= 2 {
+		first, last := kvs[len(kvs)-n].Key, kvs[len(kvs)-1].Key
+		common := 0
+		for common < min(len(first), len(last)) && first[common] == last[common] {
+			common++
+		}
+		a, b := fraction(first[common:]), fraction(last[common:])
+		gap := (b - a) / uint64(n-1)
+		if gap == 0 || gap > 1<<62/uint64(keys) {
+			continue
+		}
+		g := guess{end: binary.BigEndian.AppendUint64(bytes.Clone(last[:common]), b), step: gap * uint64(keys)}
+		g.further(false)
+		return g
+	}
+	if len(kvs) == 0 {
 		return guess{}
 	}
-	first, last := kvs[0].Key, kvs[len(kvs)-1].Key
-	common := 0
-	for common < min(len(first), len(last)) && first[common] == last[common] {
-		common++
-	}
-	a, b := fraction(first[common:]), fraction(last[common:])
-	gap := (b - a) / uint64(len(kvs)-1)
-	if gap == 0 || gap > 1<<62/uint64(keys) {
-		return guess{}
-	}
-	step := gap * uint64(keys)
-	if b > ^uint64(0)-step {
-		return guess{}
-	}
-	return guess{end: binary.BigEndian.AppendUint64(bytes.Clone(last[:common]), b+step), step: step}
+	last := kvs[len(kvs)-1].Key
+	return guess{end: after(last[:len(last)-1])}
 }
 
-// further moves the end by a step, which is a longer one from now on where it was short.
+// further moves the end by a step, which is a longer one from now on where it was short. Where
+// the number ends, it is to the end of what begins as it does, and then, byte by byte, of what
+// begins with less of that.
 func (g *guess) further(short bool) {
-	if len(g.end) < 8 {
-		*g = guess{}
+	if len(g.end) == 0 {
 		return
 	}
-	step := max(g.step, 1)
-	if short {
+	if g.step == 0 {
+		g.end = after(g.end[:len(g.end)-1])
+		return
+	}
+	step := g.step
+	if short && step <= 1<<60 {
 		step *= 4
 	}
 	at := len(g.end) - 8
 	v := binary.BigEndian.Uint64(g.end[at:])
-	if step > 1<<62 || v > ^uint64(0)-step {
-		*g = guess{}
+	if v > ^uint64(0)-step {
+		*g = guess{end: after(g.end[:at])}
 		return
 	}
 	*g = guess{end: binary.BigEndian.AppendUint64(bytes.Clone(g.end[:at]), v+step), step: step}
+}
+
+// after returns the first key behind all that begin with prefix, nil where there is none.
+func after(prefix []byte) []byte {
+	for n := len(prefix); n > 0; n-- {
+		if prefix[n-1] < 0xff {
+			end := bytes.Clone(prefix[:n])
+			end[n-1]++
+			return end
+		}
+	}
+	return nil
 }
 
 // fraction is the first 8 bytes of b as a number.

@@ -54,10 +54,10 @@ func (o *old) Range(_ context.Context, r *pb.RangeRequest, _ ...grpc.CallOption)
 	}
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: 9}}
 	size := 0
-	for _, key := range o.keys {
-		end := string(r.RangeEnd)
-		if key < string(r.Key) || end == "" && key != string(r.Key) || end != "" && end != "\x00" && key >= end {
-			continue
+	from, _ := slices.BinarySearch(o.keys, string(r.Key))
+	for _, key := range o.keys[from:] {
+		if end := string(r.RangeEnd); end == "" && key != string(r.Key) || end != "" && end != "\x00" && key >= end {
+			break
 		}
 		o.counted++
 		if resp.Count++; r.CountOnly || r.Limit > 0 && resp.Count > r.Limit {
@@ -133,7 +133,7 @@ func TestAStreamOfPages(t *testing.T) {
 // times over.
 func TestPagesAreNotCountedAgain(t *testing.T) {
 	o := &old{size: 100}
-	for i := range 30_000 {
+	for i := range 300_000 {
 		switch i % 3 {
 		case 0:
 			o.keys = append(o.keys, fmt.Sprintf("objects/%08d", i))
@@ -149,7 +149,7 @@ func TestPagesAreNotCountedAgain(t *testing.T) {
 	require.Len(t, all(t, s).Kvs, len(o.keys))
 	t.Logf("%d keys in %d pages, for which %d were counted", len(o.keys), o.pages, o.counted)
 	require.Less(t, o.counted, 8*len(o.keys))
-	require.Less(t, o.pages, 200)
+	require.Less(t, o.pages, 1000)
 }
 
 // TestWhatNoServerStreams is refused where the server has no streams as well.
