@@ -65,7 +65,7 @@ var checks = []check{
 	{name: "mirror", quick: []string{"3.5 Install", "3.6 DialOptions"}, run: over(mirrored)},
 	{name: "GetStream", quick: []string{"3.5 Install", "3.6 DialOptions"}, run: over(streamed)},
 	{name: "fault run, clients of both ways, three members", once: true, run: func(t *testing.T, version string, _ way) {
-		out, err := exec.Command("go", "test", "github.com/kvwrap/kvwrap/internal/faults", "-run", "TestLinearizable", "-count", "1",
+		out, err := exec.Command("go", "test", "github.com/kvwrap/kvwrap/internal/faults", "-run", "TestLinearizable", "-count", "1", "-timeout", "5m",
 			"-v", "-faults.version", version, "-faults.duration", "15s").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}},
@@ -147,7 +147,9 @@ func TestCompatibility(t *testing.T) {
 					}
 					name := fmt.Sprintf("%s/%s/%s", version, c.name, w.name)
 					t.Run(name, func(t *testing.T) {
-						t.Parallel()
+						if !c.once {
+							t.Parallel() // a fault run is alone
+						}
 						c.run(t, version, w)
 						if !t.Failed() {
 							r.pass(c, version, w.name)

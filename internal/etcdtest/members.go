@@ -76,8 +76,8 @@ func StartMembers(t testing.TB, n int, settings map[string]any) *Members {
 }
 
 // StartMembersOf is StartMembers with another program as the members, a server of another
-// version for instance. It is called with the name of its configuration file and "plain", and
-// writes a line when it serves; "" is etcd as it is in this module.
+// version for instance. It is called with the name of its configuration file and "plain"; "" is
+// etcd as it is in this module.
 func StartMembersOf(t testing.TB, program string, n int, settings map[string]any) *Members {
 	t.Helper()
 	m := &Members{program: program, processes: make([]*Process, n)}
@@ -171,11 +171,13 @@ func (m *Members) Restart(i int) error {
 	if p := m.processes[i]; p != nil {
 		p.Kill()
 	}
-	start := func() (*Process, error) { return StartProcess(memberRole, m.configs[i]) }
 	if m.program != "" {
-		start = func() (*Process, error) { return StartCommand(exec.Command(m.program, m.configs[i], "plain")) }
+		// It says nothing before there is a leader, which may take the other members.
+		p, err := StartCommand(exec.Command(m.program, m.configs[i], "plain"))
+		m.processes[i] = p
+		return err
 	}
-	p, err := start()
+	p, err := StartProcess(memberRole, m.configs[i])
 	if err != nil {
 		return err
 	}
