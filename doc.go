@@ -38,6 +38,9 @@
 //
 //	application -> meter -> chunker -> coalesce -> budget -> meter -> the client's own KV
 //
+// [DialOptions] puts the same chain into a client's connection, for code that makes a KV or a
+// watcher of its own.
+//
 // What each guarantees stands with it: [github.com/kvwrap/kvwrap/chunker],
 // [github.com/kvwrap/kvwrap/coalesce], [github.com/kvwrap/kvwrap/budget],
 // [github.com/kvwrap/kvwrap/shaper], which has the meters. Each can be used alone, the first
@@ -56,6 +59,7 @@
 //
 // # How it works
 //
-// kvwrap.go has Config, New and Install, and with them the chain; tune.go the settings for
+// kvwrap.go has Config, New and Install, and with them the chain; dial.go the way into a
+// connection; tune.go the settings for
 // a workload. docs/design.md walks through the whole.
 package kvwrap

@@ -69,6 +69,31 @@ func pace(cli *clientv3.Client) error {
 	return err
 }
 
+func dial(ctx context.Context, endpoints []string, statistics string) error {
+	cli, err := clientv3.New(clientv3.Config{
+		Endpoints:   endpoints,
+		DialOptions: kvwrap.DialOptions(kvwrap.Config{}),
+	})
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	kv, err := kvwrap.Dialed(cli) // for Close, PutAsync, Stats and Report; the stages work without
+	if err != nil {
+		return err
+	}
+	defer kv.Close()
+	_, err = clientv3.NewKV(cli).Put(ctx, "gateway/statistics", statistics)
+	return err
+}
+
+// DialOptions is for code that makes a KV or a watcher of its own.
+func ExampleDialOptions() {
+	if err := dial(context.Background(), []string{"localhost:2379"}, "{}"); err != nil {
+		log.Print(err)
+	}
+}
+
 // A budget says how fast may be written.
 func ExampleConfig_budget() {
 	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})

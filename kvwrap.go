@@ -11,6 +11,7 @@ import (
 	"github.com/kvwrap/kvwrap/budget"
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
+	"github.com/kvwrap/kvwrap/internal/dial"
 	"github.com/kvwrap/kvwrap/internal/wire"
 	"github.com/kvwrap/kvwrap/shaper"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -89,6 +90,7 @@ var (
 // unless it is a chunker.AppliedError.
 type KV struct {
 	clientv3.KV
+	first    pb.KVClient      // the outermost stage
 	cli      *clientv3.Client // whose members are asked, by Report
 	server   shaper.Server
 	asked    *shaper.Meter
@@ -124,7 +126,7 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	pace, err := budget.New(proposed.Stage(wire.Client(cli.KV)), cfg.Budget)
+	pace, err := budget.New(proposed.Stage(dial.Guard(wire.Client(cli.KV))), cfg.Budget)
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +144,10 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 	if err != nil {
 		return nil, err
 	}
+	first := asked.Stage(chunks)
 	return &KV{
-		KV:       clientv3.NewKVFromKVClient(asked.Stage(chunks), nil),
+		KV:       clientv3.NewKVFromKVClient(first, nil),
+		first:    first,
 		cli:      cli,
 		server:   cfg.Server,
 		asked:    asked,
@@ -151,7 +155,7 @@ func New(cli *clientv3.Client, cfg Config) (*KV, error) {
 		chunker:  chunks,
 		coalesce: batches,
 		budget:   pace,
-		watcher:  chunks.Watcher(cli.Watcher),
+		watcher:  chunks.Watcher(dial.GuardWatcher(cli.Watcher)),
 		lease:    chunks.Lease(cli.Lease),
 	}, nil
 }
@@ -254,7 +258,8 @@ func (c Config) filled(cli *clientv3.Client) (Config, error) {
 // goroutines, and once; where it returns an error, cli is as it was.
 //
 // Code that makes a KV or a watcher of its own from the client's connection, with
-// clientv3.NewKV or clientv3.NewWatcher, goes past it and sees what is stored.
+// clientv3.NewKV or clientv3.NewWatcher, goes past it and sees what is stored. For that there
+// is [DialOptions], in its place.
 func Install(cli *clientv3.Client, cfg Config) (*KV, error) {
 	kv, err := New(cli, cfg)
 	if err != nil {

@@ -336,7 +336,7 @@ func TestTheReadmeCompiles(t *testing.T) {
 	compiled, err := os.ReadFile("example_test.go")
 	require.NoError(t, err)
 	examples := strings.Split(string(readme), "```go\n")[1:]
-	require.Len(t, examples, 4)
+	require.Len(t, examples, 5)
 	for _, e := range examples {
 		example, _, _ := strings.Cut(e, "```")
 		require.Contains(t, string(compiled), example)

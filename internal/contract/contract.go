@@ -9,6 +9,8 @@ package contract
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,16 +44,39 @@ func Plain(cli *clientv3.Client) Stack {
 // Open returns what is under test, over a client of its own.
 type Open func(t *testing.T, cli *clientv3.Client) Stack
 
+// Cluster is where cases are run.
+type Cluster interface {
+	// Client returns a new plain client, which is closed with the test.
+	Client(testing.TB) *clientv3.Client
+	// Wipe deletes all keys, reserved ones included.
+	Wipe(testing.TB)
+}
+
 // Run runs all cases, each on an empty cluster, once with values of a few bytes
 // and once with values of many.
 func Run(t *testing.T, open Open) {
-	cluster := etcdtest.Start(t, 1, func(cfg *embed.Config) { cfg.WatchProgressNotifyInterval = 50 * time.Millisecond })
+	RunOn(t, etcdtest.Start(t, 1, func(cfg *embed.Config) { cfg.WatchProgressNotifyInterval = 50 * time.Millisecond }), open)
+}
+
+// RunOn is Run on a cluster, whose members are to notify watches of their progress at least
+// every 100 ms, without the sizes, small and large, and the cases whose names begin with one of
+// skipped.
+func RunOn(t *testing.T, cluster Cluster, open Open, skipped ...string) {
+	skips := func(name string) bool {
+		return slices.ContainsFunc(skipped, func(s string) bool { return strings.HasPrefix(name, s) })
+	}
 	for _, size := range []struct {
 		name  string
 		bytes int
 	}{{"small", 0}, {"large", 90 << 10}} {
+		if skips(size.name) {
+			continue
+		}
 		t.Run(size.name, func(t *testing.T) {
 			for _, c := range cases {
+				if skips(c.name) {
+					continue
+				}
 				t.Run(c.name, func(t *testing.T) {
 					cluster.Wipe(t)
 					c.run(&fixture{

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -59,6 +60,8 @@ type Members struct {
 	addresses []string // past the proxies
 	configs   []string // files
 
+	program string // that a member is; "" for this one
+
 	mu        sync.Mutex
 	processes []*Process
 	stopped   bool
@@ -69,7 +72,15 @@ type Members struct {
 // for them.
 func StartMembers(t testing.TB, n int, settings map[string]any) *Members {
 	t.Helper()
-	m := &Members{processes: make([]*Process, n)}
+	return StartMembersOf(t, "", n, settings)
+}
+
+// StartMembersOf is StartMembers with another program as the members, a server of another
+// version for instance. It is called with the name of its configuration file and "plain"; "" is
+// etcd as it is in this module.
+func StartMembersOf(t testing.TB, program string, n int, settings map[string]any) *Members {
+	t.Helper()
+	m := &Members{program: program, processes: make([]*Process, n)}
 	t.Cleanup(m.stop)
 	var cluster string
 	peers := make([]string, n)
@@ -159,6 +170,12 @@ func (m *Members) Restart(i int) error {
 	}
 	if p := m.processes[i]; p != nil {
 		p.Kill()
+	}
+	if m.program != "" {
+		// It says nothing before there is a leader, which may take the other members.
+		p, err := StartCommand(exec.Command(m.program, m.configs[i], "plain"))
+		m.processes[i] = p
+		return err
 	}
 	p, err := StartProcess(memberRole, m.configs[i])
 	if err != nil {

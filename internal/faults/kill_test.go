@@ -56,7 +56,7 @@ func serveProducer(argument string) error {
 	if err := json.Unmarshal([]byte(argument), &p); err != nil {
 		return err
 	}
-	cli, err := newClient(p.Endpoints...)
+	cli, err := newClient(p.Endpoints)
 	if err != nil {
 		return err
 	}

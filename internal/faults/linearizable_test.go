@@ -14,6 +14,7 @@ import (
 
 var (
 	durationFlag = flag.Duration("faults.duration", 15*time.Second, "how long TestLinearizable loads the cluster")
+	versionFlag  = flag.String("faults.version", "", "minor version of the servers of TestLinearizable; that of this module where it is empty")
 	seedFlag     = flag.Uint64("faults.seed", 0, "chooses operations and faults of TestLinearizable; 0 is a random one")
 )
 
@@ -36,7 +37,7 @@ func linearizable(t *testing.T, load string) {
 		seed = rand.Uint64()
 	}
 	t.Logf("-faults.seed %d", seed)
-	r := newRun(t, seed, load)
+	r := newRun(t, seed, load, *versionFlag)
 	r.play(duration)
 	pause := r.h.longestPause()
 	violations := r.verdict()

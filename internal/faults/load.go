@@ -13,6 +13,7 @@ import (
 	"github.com/kvwrap/kvwrap/chunker"
 	"github.com/kvwrap/kvwrap/coalesce"
 	"github.com/kvwrap/kvwrap/internal/etcdtest"
+	"github.com/kvwrap/kvwrap/internal/servers"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -85,11 +86,20 @@ type run struct {
 	coalesced, batches, merged, retries uint64 // of the KVs in this process
 }
 
-func newRun(t *testing.T, seed uint64, name string) *run {
+// newRun starts a cluster, of servers of a version or, where that is "", of this module's, and
+// the clients of a load.
+func newRun(t *testing.T, seed uint64, name, version string) *run {
 	r := &run{T: t, seed: seed, load: loads[name], h: newHistory()}
-	r.cluster = etcdtest.StartMembers(t, 3, map[string]any{
+	program, catchUp := "", "snapshot-catchup-entries"
+	if version != "" {
+		program = servers.Build(t, version, t.TempDir())
+	}
+	if version == "3.5" {
+		catchUp = "experimental-snapshot-catch-up-entries"
+	}
+	r.cluster = etcdtest.StartMembersOf(t, program, 3, map[string]any{
 		// Members that were away catch up from a snapshot, and logs stay short.
-		"snapshot-count": 500, "snapshot-catchup-entries": 200, "max-wals": 2, "max-snapshots": 2,
+		"snapshot-count": 500, catchUp: 200, "max-wals": 2, "max-snapshots": 2,
 		"quota-backend-bytes": 8 << 30,
 	})
 	r.direct = clientOf(t, r.cluster.Direct()...)
@@ -123,15 +133,41 @@ func newRun(t *testing.T, seed uint64, name string) *run {
 	return r
 }
 
-// wrap returns what carries out requests through kvwrap, in this process.
+// wrap returns what carries out requests through kvwrap, in this process: over a client, or in
+// the connection of one, by turns.
 func (r *run) wrap(cfg kvwrap.Config) func(request) result {
-	cli := clientOf(r, r.cluster.Endpoints()...)
 	cfg.Chunk.SessionTTL = sessionTTL
-	kv, err := kvwrap.New(cli, cfg)
+	var (
+		cli *clientv3.Client
+		kv  *kvwrap.KV
+		err error
+	)
+	if len(r.wrapped)%2 == 0 {
+		cli = clientOf(r, r.cluster.Endpoints()...)
+		kv, err = kvwrap.New(cli, cfg)
+	} else {
+		cli, err = newClient(r.cluster.Endpoints(), kvwrap.DialOptions(cfg)...)
+		require.NoError(r, err)
+		r.Cleanup(func() { cli.Close() })
+		kv, err = kvwrap.Dialed(cli)
+	}
 	require.NoError(r, err)
 	r.Cleanup(func() { kv.Close() })
 	r.wrapped = append(r.wrapped, kv)
+	if len(r.wrapped)%2 == 0 {
+		return performer{dialed{cli.KV, kv}, cli.Lease}.do
+	}
 	return performer{kv, kv.Lease()}.do
+}
+
+// dialed is the KV of a client, and what its connection has beside it.
+type dialed struct {
+	clientv3.KV
+	of *kvwrap.KV
+}
+
+func (d dialed) PutAsync(ctx context.Context, key, val string, promise func(*clientv3.PutResponse, error), opts ...clientv3.OpOption) {
+	d.of.PutAsync(ctx, key, val, promise, opts...)
 }
 
 func (r *run) client(role role, perform func(request) result) *client {
@@ -192,7 +228,7 @@ func (r *run) keepSweeping(ctx context.Context) {
 
 // clientOf returns a client that is closed with the test.
 func clientOf(t testing.TB, endpoints ...string) *clientv3.Client {
-	cli, err := newClient(endpoints...)
+	cli, err := newClient(endpoints)
 	require.NoError(t, err)
 	t.Cleanup(func() { cli.Close() })
 	return cli

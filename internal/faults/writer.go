@@ -20,11 +20,11 @@ import (
 )
 
 // newClient returns a client that finds a member again soon after it was away.
-func newClient(endpoints ...string) (*clientv3.Client, error) {
+func newClient(endpoints []string, opts ...grpc.DialOption) (*clientv3.Client, error) {
 	again := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond}
 	return clientv3.New(clientv3.Config{
 		Endpoints: endpoints, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: time.Second})},
+		DialOptions: append(opts, grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: time.Second})),
 	})
 }
 
@@ -44,7 +44,7 @@ func serveWriter(argument string) error {
 	if err := json.Unmarshal([]byte(argument), &a); err != nil {
 		return err
 	}
-	cli, err := newClient(a.Endpoints...)
+	cli, err := newClient(a.Endpoints)
 	if err != nil {
 		return err
 	}

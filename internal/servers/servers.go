@@ -44,9 +44,15 @@ type Config struct {
 	// Exact has the server record every allocation: only then Measurement says what the
 	// raft log takes, and the resident memory is not that of a server that does not.
 	Exact bool
+	// TLS has clients connect with certificates. Client, of a Server, is of no use then.
+	TLS *TLS
 	// Settings are added to the configuration file, by etcd's names for them.
 	Settings map[string]any
 }
+
+// TLS are files in PEM: the certificate and key of the server, and of who has signed those of
+// clients.
+type TLS struct{ CertFile, KeyFile, ClientCAFile string }
 
 // Server is one member, without fsync, in a process of its own.
 type Server struct {
@@ -83,11 +89,20 @@ func Start(t testing.TB, version string, c Config) *Server {
 	}
 	dir := t.TempDir()
 	peer := fmt.Sprintf("http://127.0.0.1:%d", etcdtest.StablePort(t))
+	scheme := "http://"
+	if c.TLS != nil {
+		scheme = "https://"
+	}
 	config := map[string]any{
 		"name": "m0", "data-dir": filepath.Join(dir, "data"), "initial-cluster": "m0=" + peer,
-		"listen-client-urls": "http://" + s.Endpoint, "advertise-client-urls": "http://" + s.Endpoint,
+		"listen-client-urls": scheme + s.Endpoint, "advertise-client-urls": scheme + s.Endpoint,
 		"listen-peer-urls": peer, "initial-advertise-peer-urls": peer,
 		"unsafe-no-fsync": true, "log-level": "fatal",
+	}
+	if c.TLS != nil {
+		config["client-transport-security"] = map[string]any{
+			"cert-file": c.TLS.CertFile, "key-file": c.TLS.KeyFile, "client-cert-auth": true, "trusted-ca-file": c.TLS.ClientCAFile,
+		}
 	}
 	if c.SnapshotCount > 0 {
 		config["snapshot-count"] = c.SnapshotCount
@@ -194,12 +209,19 @@ func binary(t testing.TB, version string) string {
 		require.NoError(t, err)
 		built.dir, built.paths = dir, make(map[string]string)
 	}
+	built.paths[version] = Build(t, version, built.dir)
+	return built.paths[version]
+}
+
+// Build builds a version's server in a directory, and returns its file name. Its arguments
+// are a file of etcd's configuration and "plain".
+func Build(t testing.TB, version, dir string) string {
+	t.Helper()
 	_, here, _, _ := runtime.Caller(0)
-	dir := filepath.Join(filepath.Dir(here), "server")
-	path := filepath.Join(built.dir, "etcd-"+version)
+	source, path := filepath.Join(filepath.Dir(here), "server"), filepath.Join(dir, "etcd-"+version)
 	// What a test reads decides whether its result is cached; other modules do not.
 	for _, pattern := range []string{"*.go", "*.mod", "*.sum"} {
-		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		files, err := filepath.Glob(filepath.Join(source, pattern))
 		require.NoError(t, err)
 		for _, file := range files {
 			_, err := os.ReadFile(file)
@@ -209,10 +231,9 @@ func binary(t testing.TB, version string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "build", "-modfile="+moduleFiles[version], "-o", path, ".")
-	cmd.Dir = dir
+	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "building etcd %s: %s", version, out)
-	built.paths[version] = path
 	return path
 }

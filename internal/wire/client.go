@@ -15,7 +15,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // ErrUnknownRequest is in the error for a request, or a part of one, that this
@@ -92,13 +94,18 @@ func (c client) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.
 
 // RangeStream returns a stream over the channel of kv.GetStream. The sender of
 // that channel ends only when somebody reads it to its end, so the stream does
-// that by itself when its context ends.
+// that by itself when its context ends. Where the server has no streams, one before 3.7, or
+// kv has none, as etcd's namespaces, it is read in pages.
 func (c client) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	key, opts := rangeOptions(r)
+	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	responses, err := c.kv.GetStream(ctx, key, opts...)
 	if err != nil {
 		cancel()
+		if streamable(r) && status.Code(err) == codes.Unimplemented { // by what kv is, a namespace
+			return newPages(outer, c, r), nil
+		}
 		return nil, err
 	}
 	s := &stream{ctx: ctx, cancel: cancel, responses: responses}
@@ -106,7 +113,10 @@ func (c client) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.C
 		for range responses {
 		}
 	})
-	return s, nil
+	if !streamable(r) {
+		return s, nil
+	}
+	return &fallback{ServerStreamingClient: s, ctx: outer, c: c, req: r}, nil
 }
 
 type stream struct {
@@ -142,7 +152,9 @@ func (s *stream) Header() (metadata.MD, error) { return nil, nil }
 func (s *stream) Trailer() metadata.MD         { return nil }
 
 // SendMsg refuses: the one request of the stream was sent when it was made.
-func (s *stream) SendMsg(m any) error {
+func (s *stream) SendMsg(m any) error { return errOneRequest(m) }
+
+func errOneRequest(m any) error {
 	return fmt.Errorf("%w: %T on a stream of one request", ErrUnknownRequest, m)
 }
 
