@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -128,7 +129,7 @@ var releases = []string{"3.5.35", "3.6.16", "3.7.3"}
 // TestReleases compares releases with the modules that the servers are built from.
 func TestReleases(t *testing.T) {
 	for i, version := range servers.Versions {
-		mod, err := os.ReadFile(fmt.Sprintf("../servers/v%s/go.mod", strings.ReplaceAll(version, ".", "")))
+		mod, err := os.ReadFile(filepath.Join("../servers/server", servers.ModuleFiles[version]))
 		require.NoError(t, err)
 		require.Contains(t, string(mod), "go.etcd.io/etcd/server/v3 v"+releases[i]+"\n")
 	}

@@ -34,8 +34,8 @@ import (
 // Versions are the minor versions that there are servers of, oldest first.
 var Versions = []string{"3.5", "3.6", "3.7"}
 
-// moduleFiles are those of the server that have the versions.
-var moduleFiles = map[string]string{"3.5": "v35.mod", "3.6": "v36.mod", "3.7": "go.mod"}
+// ModuleFiles are those of the server that have the versions.
+var ModuleFiles = map[string]string{"3.5": "v35.mod", "3.6": "v36.mod", "3.7": "go.mod"}
 
 // Config is how a server is run. Zero values are etcd's defaults.
 type Config struct {
@@ -230,7 +230,7 @@ func Build(t testing.TB, version, dir string) string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-modfile="+moduleFiles[version], "-o", path, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-modfile="+ModuleFiles[version], "-o", path, ".")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	out, err := cmd.CombinedOutput()
