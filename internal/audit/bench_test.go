@@ -87,8 +87,7 @@ func BenchmarkLive(b *testing.B) {
 		}
 	}
 	l := Live{KV: cli.KV, Config: Config{Space: testSpace(b)}}
-	pages := l
-	pages.Pages = true
+	pages := Live{KV: &counting{KV: cli.KV, pages: true}, Config: l.Config}
 	bare(b.Context())
 	var ours, paged, theirs paired.Durations
 	audit := func(l *Live) {

@@ -1,7 +1,11 @@
 package audit
 
 import (
-	"bytes"
+	"io"
+
+	"github.com/kvwrap/kvwrap/internal/wire"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"context"
 	"encoding/binary"
 	"errors"
@@ -12,16 +16,12 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/time/rate"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // Live reads all keys of a cluster as they are at one revision.
 //
-// It streams, where the server can. A server before 3.7 is read in pages, each over a range
-// with an end: a page by a limit alone has the server count all the rest of the keys, which
-// makes a hundred thousand keys take a hundred times as long. What lies between two keys is
-// not known, so the end is guessed: as far from the last key as the page before reached.
+// It streams; where a server cannot, one before 3.7, it reads pages over ranges with an end, see
+// the package wire.
 //
 // Where the revision is compacted meanwhile, it goes on behind the last key that it has read,
 // at the current revision, and the report says so.
@@ -31,13 +31,8 @@ type Live struct {
 	Config  Config
 	// BytesPerSecond is the most that is read, keys and values. Zero is no limit.
 	BytesPerSecond int
-	// PageBytes is about how much is asked for at a time, where pages are. The default is
-	// 4 MiB. A single value may be larger.
-	PageBytes int
 	// Stall is how long a stream may say nothing before it is given up. Zero is for ever.
 	Stall time.Duration
-	// Pages has it read in pages whatever the server can.
-	Pages bool
 	// Progress is told how far it has come; it may be nil.
 	Progress Progress
 
@@ -52,21 +47,13 @@ type Live struct {
 	compactions int
 }
 
-const (
-	defaultPageBytes = 4 << 20
-	mostPageKeys     = 2000
-	firstPageKeys    = 16
-	maxNotes         = 5 // about compactions
-)
+const maxNotes = 5 // about compactions
 
 // Audit reads everything. Where ctx ends the report is of what was read until then, and
 // Partial; that is no error. An error that comes later than the first key makes the report
 // Partial, too, and is returned with it.
 func (l *Live) Audit(ctx context.Context) (*Report, error) {
 	start := time.Now()
-	if l.PageBytes == 0 {
-		l.PageBytes = defaultPageBytes
-	}
 	l.tally = newTally(l.Config, true)
 	if l.BytesPerSecond > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(l.BytesPerSecond), max(l.BytesPerSecond/10, 64<<10))
@@ -137,49 +124,33 @@ func compacted(ctx context.Context, kv clientv3.KV, w clientv3.Watcher) (int64, 
 // at is the revision that is read.
 func (l *Live) at() int64 { return max(l.revision, l.later) }
 
+// read reads what is left of the revision.
 func (l *Live) read(ctx context.Context) error {
-	if !l.Pages {
-		err := l.stream(ctx)
-		if status.Code(err) != codes.Unimplemented {
-			return err
-		}
-	}
-	return l.pages(ctx)
-}
-
-func (l *Live) stream(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
-	cancel := func() { stop(nil) }
-	defer cancel()
-	stream, err := l.KV.GetStream(ctx, string(l.next), clientv3.WithFromKey(), clientv3.WithRev(l.at()))
+	defer stop(nil)
+	stream, err := wire.Client(l.KV).RangeStream(ctx, &pb.RangeRequest{Key: l.next, RangeEnd: []byte{0}, Revision: l.at()})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// Its goroutine ends when it has told the last.
-		cancel()
-		for range stream {
-		}
-	}()
 	stalled := fmt.Errorf("the stream has said nothing for %v: %w", l.Stall, context.DeadlineExceeded)
 	for {
 		var stall *time.Timer
 		if l.Stall > 0 {
 			stall = time.AfterFunc(l.Stall, func() { stop(stalled) })
 		}
-		resp, ok := <-stream
+		resp, err := stream.Recv()
 		if stall != nil {
 			stall.Stop()
 		}
 		switch {
 		case context.Cause(ctx) == stalled:
 			return stalled
-		case !ok:
+		case errors.Is(err, io.EOF):
 			return ctx.Err()
-		case resp.Err() != nil:
-			return resp.Err()
+		case err != nil:
+			return err
 		}
-		if err := l.take(ctx, resp.Kvs); err != nil {
+		if err := l.take(ctx, resp.RangeResponse.GetKvs()); err != nil {
 			return err
 		}
 	}
@@ -227,100 +198,4 @@ func recordBytes(kv *mvccpb.KeyValue) int {
 func varintBytes(v uint64) int {
 	var b [binary.MaxVarintLen64]byte
 	return binary.PutUvarint(b[:], v)
-}
-
-// pages reads in ranges with an end.
-func (l *Live) pages(ctx context.Context) error {
-	keys, step := firstPageKeys, uint64(0)
-	var end []byte // nil for no end
-	for {
-		opts := []clientv3.OpOption{clientv3.WithRev(l.at()), clientv3.WithLimit(int64(keys))}
-		if end == nil {
-			opts = append(opts, clientv3.WithFromKey())
-		} else {
-			opts = append(opts, clientv3.WithRange(string(end)))
-		}
-		from := bytes.Clone(l.next)
-		resp, err := l.KV.Get(ctx, string(from), opts...)
-		if status.Code(err) == codes.ResourceExhausted && keys > 1 {
-			keys = max(keys/8, 1) // more than the client takes
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := l.take(ctx, resp.Kvs); err != nil {
-			return err
-		}
-		if !resp.More && end == nil {
-			return nil
-		}
-		size := 0
-		for _, kv := range resp.Kvs {
-			size += len(kv.Key) + len(kv.Value)
-		}
-		if size > l.PageBytes {
-			keys = max(keys/2, 1)
-		} else if size < l.PageBytes/2 {
-			keys = min(keys*2, mostPageKeys)
-		}
-		if resp.More { // the end is as good as it was
-			if end == nil || resp.Count > 4*int64(keys) {
-				end, step = beyond(resp.Kvs, keys)
-			}
-			continue
-		}
-		l.next = append(l.next[:0], end...)
-		// The step was too short, or there is nothing: the longer the gap, the longer the steps.
-		step = max(step, 1)
-		if len(resp.Kvs) < keys/2 {
-			if step *= 4; step > 1<<62 {
-				step = 0
-			}
-		}
-		end = advance(end, step)
-	}
-}
-
-// beyond guesses where a page of so many keys ends that begins after the last of kvs, from how
-// far these are apart. It returns nil for no end.
-func beyond(kvs []*mvccpb.KeyValue, keys int) (end []byte, step uint64) {
-	if len(kvs) < 2 {
-		return nil, 0
-	}
-	first, last := kvs[0].Key, kvs[len(kvs)-1].Key
-	common := 0
-	for common < min(len(first), len(last)) && first[common] == last[common] {
-		common++
-	}
-	a, b := fraction(first[common:]), fraction(last[common:])
-	gap := (b - a) / uint64(len(kvs)-1)
-	if gap == 0 || gap > 1<<62/uint64(keys) {
-		return nil, 0
-	}
-	step = gap * uint64(keys)
-	if b > ^uint64(0)-step {
-		return nil, 0
-	}
-	return binary.BigEndian.AppendUint64(bytes.Clone(last[:common]), b+step), step
-}
-
-// advance moves an end that beyond has returned.
-func advance(end []byte, step uint64) []byte {
-	if len(end) < 8 || step == 0 {
-		return nil
-	}
-	at := len(end) - 8
-	v := binary.BigEndian.Uint64(end[at:])
-	if v > ^uint64(0)-step {
-		return nil
-	}
-	return binary.BigEndian.AppendUint64(bytes.Clone(end[:at]), v+step)
-}
-
-// fraction is the first 8 bytes of b as a number.
-func fraction(b []byte) uint64 {
-	var head [8]byte
-	copy(head[:], b)
-	return binary.BigEndian.Uint64(head[:])
 }
