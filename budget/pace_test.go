@@ -374,8 +374,10 @@ func TestTheQuotaIsNotReachedBySlowLargePuts(t *testing.T) {
 				cancel()
 				if errors.Is(err, ErrQuota) {
 					refused++
-				} else if err != nil {
-					require.ErrorIs(t, err, context.DeadlineExceeded)
+				} else if err != nil { // of whatever has come first: its context, the pace, a server that is busy
+					var limit *LimitError
+					known := errors.Is(err, context.DeadlineExceeded) || errors.As(err, &limit) || errors.Is(err, rpctypes.ErrTimeout)
+					require.True(t, known, "%v", err)
 				}
 				<-commit.C
 			}
