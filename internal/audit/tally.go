@@ -53,8 +53,6 @@ const maxValueBytes = 256 << 20
 type tally struct {
 	cfg          Config
 	seed         maphash.Seed // keys that were chosen to collide would make it slow, and wrong
-	reserved     []byte       // prefix of chunks
-	logical      []byte       // of a chunk
 	maxKeys      int
 	pass, passes int
 	estimate     *distinct // nil while it counts
@@ -91,7 +89,6 @@ type chunkSum struct {
 
 func newTally(cfg Config, live bool) *tally {
 	t := &tally{cfg: cfg.filled(), seed: maphash.MakeSeed(), maxKeys: maxKeys, passes: 1, live: live}
-	t.reserved = []byte(t.cfg.Space.Prefix())
 	t.clear()
 	return t
 }
@@ -144,27 +141,9 @@ func (t *tally) mine(hash uint64) bool {
 	return t.passes == 1 || int(hash>>20&0xffff)*t.passes>>16 == t.pass
 }
 
-// chunkOf returns the logical key that a chunk belongs to. Chunks of a client in a namespace
-// have that before the reserved prefix.
-func (t *tally) chunkOf(key []byte) (logical []byte, id format.ID, ok bool) {
-	at := bytes.Index(key, t.reserved)
-	if at < 0 {
-		return nil, id, false
-	}
-	logical, id, err := t.cfg.Space.ParseChunkKey(key[at:])
-	if err != nil {
-		return nil, id, false
-	}
-	if at > 0 {
-		t.logical = append(append(t.logical[:0], key[:at]...), logical...)
-		logical = t.logical
-	}
-	return logical, id, true
-}
-
 // add counts a record.
 func (t *tally) add(r *record) {
-	logical, id, isChunk := t.chunkOf(r.key)
+	logical, id, isChunk := t.cfg.Space.FindChunk(r.key)
 	if !isChunk {
 		logical = r.key
 	}

@@ -178,6 +178,24 @@ func ChunkID(b []byte) (id ID, ok bool) {
 
 var errChunkKey = errors.New("not a chunk key")
 
+// FindChunk returns the logical key and the id of a chunk key, also of one of a client in a
+// namespace, which stands before the reserved prefix and before the logical key. Its results
+// share no memory with b.
+func (k Keyspace) FindChunk(b []byte) (key []byte, id ID, ok bool) {
+	at := bytes.Index(b, k.prefix)
+	if at < 0 || len(k.prefix) == 0 {
+		return nil, ID{}, false
+	}
+	key, id, err := k.ParseChunkKey(b[at:])
+	if err != nil {
+		return nil, ID{}, false
+	}
+	if at > 0 {
+		key = append(b[:at:at], key...)
+	}
+	return key, id, true
+}
+
 // ParseChunkKey takes a chunk key apart. Its results share no memory with b.
 func (k Keyspace) ParseChunkKey(b []byte) (key []byte, id ID, err error) {
 	if !k.Reserved(b) {

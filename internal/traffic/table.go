@@ -24,8 +24,8 @@ const MaxDepth = 8
 const (
 	defaultMaxPrefixes = 4096
 	maxWaiting         = 64
-	maxNameBytes       = 256     // of a prefix; components that end behind it do not count
-	maxValueBytes      = 1 << 40 // of the largest value that a manifest may be of
+	maxNameBytes       = 256       // of a prefix; components that end behind it do not count
+	maxValueBytes      = 256 << 20 // of the largest value that a client may be configured to write
 )
 
 // Config says how a table counts. The zero value has the defaults.
@@ -63,10 +63,11 @@ func (c *Counts) add(o Counts) {
 //
 // Memory is bounded: there are MaxPrefixes nodes of Cells+1 cells at the most, about 3 KB each,
 // whatever keys there are. A node whose cells are all empty goes. When there is no room, a new
-// prefix counts with the longest prefix of it that has a node, and for Other where none has.
-// The busiest of those are remembered, and at the next Advance the nodes with the least
-// traffic are merged into theirs and make room for them. What is merged is in its parent's row:
-// nothing is lost but the finer name.
+// prefix counts with the longest prefix of it that has a node, or with its first component,
+// for which an eighth of the room is kept; and for Other where that is used up. The busiest of
+// those are remembered, and at the next Advance the nodes with the least traffic are merged
+// into theirs and make room for them. What is merged is in its parent's row: nothing is lost
+// but the finer name.
 //
 // The simpler design, a map of the prefixes at the depth that is shown, has to begin anew
 // when the depth changes. One that counts a sample of the events has rows that are wrong for
@@ -110,14 +111,14 @@ func (t *Table) Add(e *mvccpb.Event) {
 	key, deleted := e.Kv.Key, e.Type == mvccpb.DELETE
 	c.Bytes = uint64(len(key) + len(e.Kv.Value))
 	var n *node
+	logical, _, isChunk := t.cfg.Space.FindChunk(key)
 	switch {
+	case isChunk:
+		c.ChunkWrites = 1
+		n = t.node(logical, c.Bytes)
 	case t.cfg.Space.Prefix() != "" && t.cfg.Space.Reserved(key):
 		c.ChunkWrites = 1
-		if logical, _, err := t.cfg.Space.ParseChunkKey(key); err == nil {
-			n = t.node(logical, c.Bytes)
-		} else {
-			n = &t.own
-		}
+		n = &t.own
 	case deleted:
 		c.Deletes = 1
 		n = t.node(key, c.Bytes)
@@ -137,7 +138,7 @@ func valueBytes(stored []byte) uint64 {
 	if format.Plain(stored) {
 		return uint64(len(stored))
 	}
-	switch literal, m, err := format.Parse(stored, maxValueBytes); {
+	switch literal, m, err := format.Head(stored, maxValueBytes); {
 	case err != nil: // of another version, or damaged
 		return uint64(len(stored))
 	case m == nil:
@@ -156,7 +157,7 @@ func (t *Table) node(key []byte, bytes uint64) *node {
 	n := t.nodes[string(name)]
 	switch {
 	case n != nil:
-	case len(t.nodes) < t.cfg.MaxPrefixes:
+	case len(t.nodes) < t.fine():
 		n = &node{}
 		t.nodes[string(name)] = n
 	default:
@@ -187,18 +188,32 @@ func (t *Table) wait(name []byte, bytes uint64) {
 	t.waiting[string(name)] = of + bytes
 }
 
-// parent returns the node of the longest prefix of name that has one.
+// fine is for how many prefixes there is room, but for first components.
+func (t *Table) fine() int { return t.cfg.MaxPrefixes - t.cfg.MaxPrefixes/8 }
+
+// parent returns the node of the longest prefix of name that has one, or makes one for its
+// first component.
 func (t *Table) parent(name []byte) *node {
 	for depth := MaxDepth - 1; depth > 0; depth-- {
 		shorter := keys.Prefix(name, t.cfg.Separator, depth)
 		if len(shorter) == len(name) {
 			continue
 		}
-		if n := t.nodes[string(shorter)]; n != nil {
+		n := t.nodes[string(shorter)]
+		if n == nil && depth == 1 && len(t.nodes) < t.cfg.MaxPrefixes {
+			n = &node{}
+			t.nodes[string(shorter)] = n
+		}
+		if n != nil {
 			return n
 		}
 	}
 	return &t.other
+}
+
+// coarse reports whether a prefix is a first component, which has no parent.
+func (t *Table) coarse(name string) bool {
+	return len(keys.Prefix([]byte(name), t.cfg.Separator, 1)) == len(name)
 }
 
 // Advance closes the open cell at the given time and begins the next one.
@@ -227,8 +242,10 @@ func (t *Table) Advance(at time.Time) {
 		busiest := slices.SortedFunc(maps.Keys(t.waiting), func(a, b string) int {
 			return cmp.Or(cmp.Compare(t.waiting[b], t.waiting[a]), cmp.Compare(a, b))
 		})
-		for _, name := range busiest[:min(len(busiest), t.cfg.MaxPrefixes-len(t.nodes))] {
-			t.nodes[name] = &node{}
+		for _, name := range busiest[:min(len(busiest), max(0, t.fine()-len(t.nodes)))] {
+			if t.nodes[name] == nil {
+				t.nodes[name] = &node{}
+			}
 		}
 		clear(t.waiting)
 	}
@@ -238,19 +255,25 @@ func (t *Table) Advance(at time.Time) {
 // quarter of the room is free.
 func (t *Table) makeRoom() {
 	type load struct {
-		name  string
-		bytes uint64
+		name   string
+		bytes  uint64
+		coarse int // these go last
 	}
 	var loads []load
 	for name, n := range t.nodes {
 		l := load{name: name}
+		if t.coarse(name) {
+			l.coarse = 1
+		}
 		for _, c := range n.cells {
 			l.bytes += c.Bytes
 		}
 		loads = append(loads, l)
 	}
-	slices.SortFunc(loads, func(a, b load) int { return cmp.Or(cmp.Compare(a.bytes, b.bytes), cmp.Compare(b.name, a.name)) })
-	for _, l := range loads[:max(0, len(loads)-t.cfg.MaxPrefixes*3/4)] {
+	slices.SortFunc(loads, func(a, b load) int {
+		return cmp.Or(cmp.Compare(a.coarse, b.coarse), cmp.Compare(a.bytes, b.bytes), cmp.Compare(b.name, a.name))
+	})
+	for _, l := range loads[:max(0, len(loads)-t.fine()*3/4)] {
 		n := t.nodes[l.name]
 		delete(t.nodes, l.name)
 		into := t.parent([]byte(l.name))

@@ -155,9 +155,40 @@ func TestABusyPrefixGetsRoom(t *testing.T) {
 	require.GreaterOrEqual(t, i, 0)
 	require.EqualValues(t, 50, rows[i].Window.Puts)
 	require.False(t, rows[i].Merged)
-	other := slices.IndexFunc(rows, func(r Row) bool { return r.Kind == Other })
-	require.GreaterOrEqual(t, other, 0)
-	require.True(t, rows[other].Merged)
+	idle := slices.IndexFunc(rows, func(r Row) bool { return r.Prefix == "/idle2/" })
+	require.GreaterOrEqual(t, idle, 0)
+	require.True(t, rows[idle].Merged)
+	require.False(t, slices.ContainsFunc(rows, func(r Row) bool { return r.Kind == Other }))
+}
+
+// TestFirstComponentsAreRight, however many prefixes there are below them.
+func TestFirstComponentsAreRight(t *testing.T) {
+	table := NewTable(Config{}, t0)
+	for n := range 3 {
+		for i := range 20_000 {
+			table.Add(put(fmt.Sprintf("/sessions/%d/%d/state", n, i), 1))
+			if i%100 == 0 {
+				table.Add(put(fmt.Sprintf("/b/%d/k", i), 1))
+			}
+		}
+		table.Advance(second(n + 1))
+	}
+	rows := windows(table.Rows(3).Group(1))
+	require.Len(t, rows, 2)
+	require.EqualValues(t, 60_000, rows["/sessions/"].Puts)
+	require.EqualValues(t, 600, rows["/b/"].Puts)
+}
+
+// TestChunksOfANamespace count for the key with its namespace.
+func TestChunksOfANamespace(t *testing.T) {
+	space, err := format.NewKeyspace("\x00kvw/")
+	require.NoError(t, err)
+	table := NewTable(Config{Space: space}, t0)
+	chunk := "/ns/" + string(space.ChunkKey([]byte("/big/k"), format.ID{Index: 1}))
+	table.Add(put(chunk, 100))
+	table.Advance(second(1))
+	rows := windows(table.Rows(1).Group(8))
+	require.Equal(t, map[string]Counts{"/ns//big/": {ChunkWrites: 1, Bytes: uint64(100 + len(chunk))}}, rows)
 }
 
 // TestMergedRows are marked where finer prefixes were to be shown.
@@ -197,7 +228,8 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	grown := int64(heap()) - int64(before)
 	require.Less(t, grown, int64(20<<20))
-	require.Len(t, table.nodes, defaultMaxPrefixes)
+	require.GreaterOrEqual(t, len(table.nodes), table.fine())
+	require.LessOrEqual(t, len(table.nodes), defaultMaxPrefixes)
 	require.EqualValues(t, 1_000_100, table.Rows(Cells).Total.Window.Puts+table.total.cells[table.open%len(table.total.cells)].Puts)
 	runtime.KeepAlive(table)
 }
