@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kvwrap/kvwrap"
@@ -76,7 +78,8 @@ each was, what it has proposed, and what the server's memory has grown by. Each
 side has an etcd of its own, a child process on the loopback interface without
 fsync, which is removed afterwards.
 
-Absolute figures are the machine's; the ratios are what to compare. The cases:
+A case ends early where it would fill its server. Absolute figures are the
+machine's; the ratios are what to compare. The cases:
   ` + strings.ReplaceAll(wrapped80(strings.Join(benchNames(), ", ")), "\n", "\n  ") + `
 
 Exit codes: 0 measured; 1 failed, or the command line is wrong; 130 interrupted.`,
@@ -133,12 +136,17 @@ func (b *bench) run(ctx context.Context, stdout, stderr io.Writer) error {
 			}
 			r.Etcd = st.version
 			pair, err := b.play(ctx, c, sides)
-			r.Cases = append(r.Cases, pair)
+			if err == nil {
+				r.Cases = append(r.Cases, pair)
+			}
 			return err
 		})
-		if err != nil {
+		if err != nil { // what was measured before is worth something
 			p.end()
-			return fmt.Errorf("%s: %w", c.title, err)
+			if len(r.Cases) > 0 {
+				err = errors.Join(r.write(stdout, b.output.format), fmt.Errorf("%s: %w", c.title, err))
+			}
+			return err
 		}
 	}
 	p.end()
@@ -180,6 +188,7 @@ type player struct {
 	sent *record.Stage
 	do   operation
 
+	begun    atomic.Int64 // operations
 	heap     uint64
 	revision int64
 	took     time.Duration
@@ -247,7 +256,7 @@ func (p *player) turn(ctx context.Context, d time.Duration) error {
 				defer mu.Unlock()
 				p.done = append(p.done, done...)
 			}()
-			for i := 0; time.Since(began) < d && ctx.Err() == nil; i++ {
+			for i := 0; time.Since(began) < d && ctx.Err() == nil && p.begun.Add(1) <= int64(p.c.most); i++ {
 				if p.c.pause > 0 { // each caller has its turn when its time has come
 					due := began.Add(time.Duration(i)*p.c.pause + p.c.pause*time.Duration(caller)/time.Duration(p.c.callers))
 					select {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -21,6 +22,7 @@ type benchCase struct {
 	callers     int
 	pause       time.Duration // between two operations of a caller, 0 for none
 	config      kvwrap.Config // of kvwrap's side
+	most        int           // operations on each side: what they write is to stay below the quota
 
 	// begin does what comes first, and returns what is measured. KV is nil on the plain
 	// client's side.
@@ -32,26 +34,31 @@ const (
 	benchPartitions = 200
 	benchCommits    = 5000 // a second
 	benchCommitters = 50
+	benchBytes      = 800e6 // of the database, that a case writes on each side at the most
 )
 
 func benchCases() []benchCase {
 	grouped := kvwrap.Config{Rules: []kvwrap.Rule{{Prefix: "small/", Coalesce: coalesce.GroupCommit}}}
 	behind := kvwrap.Config{Rules: []kvwrap.Rule{{Prefix: workload.OffsetsPrefix, Coalesce: coalesce.LastWriteWins, FlushEvery: 100 * time.Millisecond}}}
-	return []benchCase{
+	cases := []benchCase{
 		{name: "put", title: "small puts, 1 caller", callers: 1, begin: smallPuts},
 		{name: "puts", title: "small puts, 128 callers", callers: 128, begin: smallPuts},
 		{name: "group-commit", title: "small puts, 128 callers, GroupCommit", callers: 128, config: grouped, begin: smallPuts},
 		{name: "get", title: "small reads, 1 caller", callers: 1, begin: smallGets},
 		{name: "gets", title: "small reads, 128 callers", callers: 128, begin: smallGets},
 		{name: "list", title: "lists of 100 small values, 1 caller", callers: 1, begin: lists},
-		{name: "large-put", title: "large puts, 1 MB of new text", callers: 1, begin: largePuts},
+		{name: "large-put", title: "large puts, 1 MB of new text", callers: 1, most: benchBytes / 1e6, begin: largePuts},
 		{name: "large-get", title: "large reads, 1 MB of text", callers: 1, begin: largeGets},
-		{name: "statistics", title: "statistics, 2 MB, 3 % changed", callers: 1, begin: publishes},
+		{name: "statistics", title: "statistics, 2 MB, 3 % changed", callers: 1, most: benchBytes / 2e6, begin: publishes},
 		{
 			name: "offsets", title: fmt.Sprintf("offsets, %d a second; kvwrap: PutAsync", benchCommits), callers: benchCommitters,
 			pause: time.Second * benchCommitters / benchCommits, config: behind, begin: commits,
 		},
 	}
+	for i := range cases {
+		cases[i].most = cmp.Or(cases[i].most, benchBytes/500)
+	}
+	return cases
 }
 
 func smallPuts(_ context.Context, cli *clientv3.Client, _ *kvwrap.KV) (operation, error) {

@@ -185,6 +185,8 @@ func (f *clusterFlags) connect(ctx context.Context, sendBytes int) (*clientv3.Cl
 		return cli, nil
 	case timedOut(err):
 		err = fmt.Errorf("asking %v: %w: are these the client addresses of members, and is it http or https?%s", f.endpoints, err, whyUnreachable(ctx, cfg))
+	case errors.Is(err, rpctypes.Error(rpctypes.ErrGRPCNotSupportedForLearner)):
+		err = fmt.Errorf("asking %v: %w: give the client addresses of members that vote", f.endpoints, err)
 	case errors.Is(err, rpctypes.ErrAuthFailed):
 		err = fmt.Errorf("asking %v as %q: %w: correct --user or --password", f.endpoints, cfg.Username, err)
 	}

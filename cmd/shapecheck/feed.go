@@ -38,6 +38,7 @@ type feed struct {
 	state   feedState
 	end     context.CancelCauseFunc // ends the stream that is open; nil where none is
 	pending error                   // what the next one is to end with
+	watched bool                    // the stream that is open has been answered
 }
 
 // fedRange is a range that is watched.
@@ -170,7 +171,10 @@ func (f *feed) jump(to int64) {
 func (f *feed) lost(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state.Lost++
+	if f.watched { // else it was not one yet
+		f.state.Lost++
+		f.watched = false
+	}
 	f.state.Problem = status.Convert(err).Message()
 	for _, r := range f.ranges {
 		if r.within {
@@ -270,7 +274,7 @@ func (f *feed) send(ctx context.Context, stream pb.Watch_WatchClient) error {
 func (f *feed) watching() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state.Problem = ""
+	f.state.Problem, f.watched = "", true
 	select {
 	case <-f.ready:
 	default:

@@ -189,7 +189,11 @@ func (a *audited) fill(w *shaper.Workload, file string, set func(flag string) bo
 	case *rate <= 0:
 		return fmt.Errorf("--audit %s: nobody wrote in the %.1f s in which it measured: give --interval, or audit when something is written", file, a.Measured)
 	default: // each key in its turn
-		w.Interval = time.Duration(float64(w.Keys) * float64(w.Writers) / *rate * float64(time.Second))
+		every := float64(w.Keys) * float64(w.Writers) / *rate
+		if every < 1e-9 || every > mostHours*3600 {
+			return fmt.Errorf("--audit %s: with %d keys at %.3g revisions a second each is put once in %.3g s: give --interval", file, w.Keys, *rate, every)
+		}
+		w.Interval = time.Duration(every * float64(time.Second))
 	}
 	return nil
 }

@@ -256,7 +256,12 @@ func (l *chunkList) print(w io.Writer) error {
 		return nil
 	}
 	stored, missing, reused := 0, 0, 0
+	seen := make(map[string]bool) // one chunk may stand in several places
 	for _, c := range l.Chunks {
+		if seen[c.ID] {
+			continue
+		}
+		seen[c.ID] = true
 		stored += c.StoredBytes
 		if c.StoredBytes == 0 {
 			missing++
@@ -265,7 +270,7 @@ func (l *chunkList) print(w io.Writer) error {
 			reused++
 		}
 	}
-	fmt.Fprintf(w, "Chunks: %d, stored in %s, %d of them from writes before, %d missing. Write: %s.\n\n", len(l.Chunks), bytesOf(stored), reused, missing, l.Token)
+	fmt.Fprintf(w, "Chunks: %d, in %d places, stored in %s, %d of them from writes before, %d missing. Write: %s.\n\n", len(seen), len(l.Chunks), bytesOf(stored), reused, missing, l.Token)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(t, "offset\tbytes\tstored\t  chunk\t\n")
 	for _, c := range l.Chunks {

@@ -37,6 +37,9 @@ type exitError struct {
 
 func (e exitError) Unwrap() error { return e.error }
 
+// errInterrupted is the end of a command whose user has interrupted it without a signal.
+var errInterrupted = errors.New("interrupted")
+
 // run runs the command that args name and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
@@ -67,7 +70,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	err := root.ExecuteContext(ctx)
 	var exit exitError
 	switch {
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	case errors.Is(err, errInterrupted), ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "shapecheck: interrupted")
 		return exitInterrupted
 	case err != nil:

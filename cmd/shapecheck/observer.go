@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func newObserver(ctx context.Context, cli, streams *clientv3.Client, prefix stri
 	}
 	o := &observer{monitor: monitor, now: time.Now}
 	if err := o.poll(ctx); err != nil {
-		return nil, asking("with the role root", "asking for the members", err)
+		return nil, asking(mayWatchWho, "asking for the members", err)
 	}
 	o.table = traffic.NewTable(traffic.Config{Separator: separator, Space: space}, o.now())
 	o.feed = newFeed(streams, o.count, o.polls[0].revision+1, watchedRanges(prefix, space)...)
@@ -165,10 +166,13 @@ func (o *observer) catchUp(ctx context.Context, timeout time.Duration) error {
 }
 
 // advance closes a cell of time.
-func (o *observer) advance() {
+func (o *observer) advance() { o.advanceAt(o.now()) }
+
+// advanceAt closes a cell that has ended at a time.
+func (o *observer) advanceAt(at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.table.Advance(o.now())
+	o.table.Advance(at)
 }
 
 // snapshot is what is known at a moment. It is a value: nothing changes it.
@@ -213,11 +217,14 @@ func largest(h budget.Health) (largest budget.HealthMember, ok bool) {
 	return largest, ok
 }
 
+// nameOf is a member's name, or its ID before it has one: it gets that when it starts.
+func nameOf(m budget.HealthMember) string { return cmp.Or(m.Name, m.ID.String()) }
+
 // silent are the names of the members that do not answer.
 func silent(h budget.Health) (names []string) {
 	for _, m := range h.Members {
 		if m.Error != "" {
-			names = append(names, m.Name)
+			names = append(names, nameOf(m))
 		}
 	}
 	return names
@@ -235,7 +242,7 @@ func (s snapshot) notes() (notes []string) {
 	for _, m := range s.health.Members {
 		switch {
 		case m.Error != "":
-			say("Member %s does not answer.", quoted(m.Name))
+			say("Member %s does not answer.", quoted(nameOf(m)))
 		case m.Lag >= 1000:
 			say("Member %s has %d entries to apply.", quoted(m.Name), m.Lag)
 		}

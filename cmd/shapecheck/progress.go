@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 )
 
 // progress says what is being done: in one line that changes on a terminal, in
@@ -16,10 +15,7 @@ type progress struct {
 
 func newProgress(to io.Writer) *progress {
 	p := &progress{to: to}
-	if f, ok := to.(*os.File); ok {
-		info, err := f.Stat()
-		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
+	_, p.terminal = terminalOf(to)
 	return p
 }
 

@@ -140,7 +140,7 @@ func (r *reclaim) run(ctx context.Context) error {
 		if cli == nil {
 			first, err := r.cluster.connect(ctx, 0)
 			if err != nil {
-				return err
+				return r.failed(err)
 			}
 			cli = first
 		}
@@ -230,11 +230,21 @@ func doneOf(r budget.ReclaimResult) *reclaimDone {
 	return done
 }
 
+// failed is the round of which nothing is known but err.
+func (r *reclaim) failed(err error) error {
+	if !r.json {
+		return err
+	}
+	return errors.Join(err, writeJSON(r.stdout, struct {
+		Error string `json:"error"`
+	}{err.Error()}))
+}
+
 // round plans, and does what was agreed to.
 func (r *reclaim) round(ctx context.Context, cli *clientv3.Client) (err error) {
 	plan, err := budget.PlanReclaim(ctx, cli, r.opts)
 	if err != nil {
-		return asking("with the role root", "asking for the members", err)
+		return r.failed(asking("with the role root", "asking for the members", err))
 	}
 	revision := newest(plan.Health)
 	if revision == r.settled { // to compact what the lock has written would make as much again

@@ -26,7 +26,7 @@ func (w *watch) show(ctx context.Context, o *observer, stdin io.Reader, stdout i
 		defer tick.Stop()
 		for n := 0; ; n++ {
 			if n%int(w.interval/w.cell) == 0 {
-				program.Send(o.snapshot(screenWindow))
+				program.Send(o.snapshot(max(screenWindow, int(w.interval/w.cell))))
 			}
 			select {
 			case <-ctx.Done():
@@ -37,6 +37,9 @@ func (w *watch) show(ctx context.Context, o *observer, stdin io.Reader, stdout i
 		}
 	})
 	_, err := program.Run()
+	if errors.Is(err, tea.ErrInterrupted) {
+		return errInterrupted
+	}
 	if ctx.Err() != nil && errors.Is(err, tea.ErrProgramKilled) {
 		return ctx.Err()
 	}
@@ -82,7 +85,7 @@ func (m screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		}
 	case tea.KeyPressMsg:
 		if msg.String() == "ctrl+c" {
-			return m, tea.Quit
+			return m, tea.Interrupt
 		}
 		if m.filtering {
 			m = m.typed(msg)
@@ -172,8 +175,14 @@ func (m screen) arranged() screen {
 	return m
 }
 
-// head are the lines above the table.
-func (m screen) head() []string { return headLines(m.shown) }
+// head are the lines above the table. Where there is little room they go before the rows do.
+func (m screen) head() []string {
+	lines := headLines(m.shown)
+	return lines[:max(0, min(len(lines), m.height-leastRows-4))]
+}
+
+// leastRows is how many rows of the table there are before there is a head.
+const leastRows = 3
 
 // room returns for how many rows there is.
 func (m screen) room() int {
@@ -260,7 +269,7 @@ func (m screen) keys() string {
 	if shown := min(len(m.rows)-m.top, m.room()); shown < len(m.rows) {
 		state += fmt.Sprintf("%d-%d of %d  ", m.top+1, m.top+shown, len(m.rows))
 	}
-	return fmt.Sprintf("%s←→ sort  r reverse  +- depth %d  space pause  / filter  ? help  q quit", state, m.depth)
+	return fmt.Sprintf("q quit  ? help  %s←→ sort  r reverse  +- depth %d  space pause  / filter", state, m.depth)
 }
 
 const screenHelp = `shapecheck watch
@@ -270,7 +279,7 @@ const screenHelp = `shapecheck watch
  space or p       pause the display               /            filter by name
  esc              clear the filter                q, ctrl-C    quit
 
-Rates are of the last 5 seconds, trends of the last minute, each to its own
+Rates are of the last 5 seconds, or of --interval where that is longer; trends of the last minute, each to its own
 scale. Rows in which nothing was written in the last 5 seconds are dim.
 
 puts/s, deletes/s  of keys of applications

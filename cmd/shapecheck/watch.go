@@ -60,8 +60,9 @@ and it takes read permission on what it watches (--prefix narrows it). It
 writes nothing.
 ` + clusterHelp + `
 
-Exit codes: 0 observed, or quit; 1 failed, or the command line is wrong; 2 the
-cluster cannot be reached; 130 interrupted, what was seen until then is written.`,
+Exit codes: 0 observed, or quit with q; 1 failed, or not all was seen, or the
+command line is wrong; 2 the cluster cannot be reached; 130 interrupted, also by
+ctrl-C on the screen; what was seen until then is written.`,
 		Example: `  shapecheck watch --endpoints 10.0.0.1:2379
   shapecheck watch --endpoints 10.0.0.1:2379 --once --for 30s --sort bytes
   shapecheck watch --endpoints 10.0.0.1:2379 --prefix /registry/ --depth 3
@@ -90,6 +91,9 @@ cluster cannot be reached; 130 interrupted, what was seen until then is written.
 
 // screenWindow is how many cells, of a second each, the rates on the screen are of.
 const screenWindow = 5
+
+// mayWatchWho is the user that a watch takes.
+const mayWatchWho = "who may read what is watched"
 
 func (w *watch) check(cmd *cobra.Command) (err error) {
 	switch {
@@ -125,8 +129,10 @@ func (w *watch) run(cmd *cobra.Command) error {
 		return err
 	}
 	screen := !w.once && !asJSON
-	if screen && !isTerminal(stdout) {
-		return fmt.Errorf("standard output is no terminal: give --once for a table, or -w json for lines of JSON")
+	shown, isShown := terminalOf(stdout)
+	_, typed := terminalOf(cmd.InOrStdin())
+	if screen && !(isShown && typed) {
+		return fmt.Errorf("standard input and output are no terminal: give --once for a table, or -w json for lines of JSON")
 	}
 	w.cell = time.Second
 	if w.once { // the table remembers all of it
@@ -148,7 +154,7 @@ func (w *watch) run(cmd *cobra.Command) error {
 	}
 	return w.observe(ctx, o, func(ctx context.Context) error {
 		if screen {
-			return w.show(ctx, o, cmd.InOrStdin(), stdout)
+			return w.show(ctx, o, cmd.InOrStdin(), shown)
 		}
 		tick := time.NewTicker(w.cell)
 		defer tick.Stop()
@@ -177,10 +183,13 @@ func (w *watch) streams(ctx context.Context) (*clientv3.Client, error) {
 	return cli, nil
 }
 
-// isTerminal reports whether w is a terminal.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(f.Fd())
+// terminalOf returns the terminal that a stream of a command is, if it is one.
+func terminalOf(stream any) (*os.File, bool) {
+	if o, ok := stream.(*output); ok {
+		stream = o.to
+	}
+	f, ok := stream.(*os.File)
+	return f, ok && term.IsTerminal(f.Fd())
 }
 
 // observe runs an observer while do does something with it, which begins when there is
@@ -218,11 +227,17 @@ func (w *watch) writeOnce(ctx context.Context, o *observer, ticks <-chan time.Ti
 		case <-ctx.Done():
 			err = ctx.Err()
 		case <-ticks:
-			if n == cells { // what was written until now may yet be on its way; if it does not come the lag says so
-				if e := o.catchUp(ctx, w.cluster.commandTimeout); e != nil && !errors.Is(e, context.DeadlineExceeded) {
-					err = asking("with the role root", "asking for the members", e)
-				}
+			if n < cells {
+				break
 			}
+			at := o.now() // what was written until now may yet be on its way
+			if e := o.catchUp(ctx, w.cluster.commandTimeout); ctx.Err() != nil {
+				err = ctx.Err()
+			} else if e != nil {
+				err = asking(mayWatchWho, "not all that was written was seen: asking for the members", e)
+			}
+			o.advanceAt(at)
+			continue
 		}
 		o.advance()
 	}
@@ -251,7 +266,7 @@ func (w *watch) writeLines(ctx context.Context, o *observer, ticks <-chan time.T
 			continue
 		}
 		if err := lines.Encode(w.document(o.snapshot(cells))); err != nil {
-			return fmt.Errorf("writing: %w", err)
+			return err
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -241,24 +241,28 @@ type watchDocument struct {
 	At      time.Time `json:"at"`
 	Seconds float64   `json:"seconds"`
 
-	Version              string   `json:"version"`
-	Members              int      `json:"members"`
-	Silent               []string `json:"silentMembers"`
-	Alarms               []string `json:"alarms"`
-	Revision             int64    `json:"revision"`
-	RevisionsPerSecond   *float64 `json:"revisionsPerSecond"`
-	DbSizeBytes          int64    `json:"dbSizeBytes"`
-	DbSizeInUseBytes     int64    `json:"dbSizeInUseBytes"`
-	QuotaBytes           int64    `json:"quotaBytes"`
-	QuotaAssumed         bool     `json:"quotaAssumed"`
-	QuotaUse             float64  `json:"quotaUse"`
-	LagRevisions         int64    `json:"lagRevisions"`
-	MembersLagEntries    uint64   `json:"membersLagEntries"`
-	MissedRevisions      int64    `json:"missedRevisions"`
-	LostConnections      int      `json:"lostConnections"`
-	ChunksCounted        bool     `json:"chunksCounted"`
-	Notes                []string `json:"notes"`
-	PrefixesNotInTheList int      `json:"otherPrefixes"`
+	Version            string   `json:"version"`
+	Members            int      `json:"members"`
+	Silent             []string `json:"silentMembers"`
+	Alarms             []string `json:"alarms"`
+	Revision           int64    `json:"revision"`
+	RevisionsPerSecond *float64 `json:"revisionsPerSecond"`
+	DbSizeBytes        int64    `json:"dbSizeBytes"`
+	DbSizeInUseBytes   int64    `json:"dbSizeInUseBytes"`
+	QuotaBytes         int64    `json:"quotaBytes"`
+	QuotaAssumed       bool     `json:"quotaAssumed"`
+	QuotaUse           float64  `json:"quotaUse"`
+	LagRevisions       int64    `json:"lagRevisions"`
+	MembersLagEntries  uint64   `json:"membersLagEntries"`
+	MissedRevisions    int64    `json:"missedRevisions"`
+	LostConnections    int      `json:"lostConnections"`
+	// Connected is whether there is a stream, and AskedAt when the members have said what
+	// stands above for the last time.
+	Connected            bool      `json:"connected"`
+	AskedAt              time.Time `json:"askedAt"`
+	ChunksCounted        bool      `json:"chunksCounted"`
+	Notes                []string  `json:"notes"`
+	PrefixesNotInTheList int       `json:"otherPrefixes"`
 
 	Total    watchRow   `json:"total"`
 	Prefixes []watchRow `json:"prefixes"`
@@ -304,6 +308,7 @@ func (w *watch) document(s snapshot) watchDocument {
 		Silent: append([]string{}, silent(s.health)...), Alarms: []string{}, Revision: s.revision,
 		DbSizeBytes: m.DbSize, DbSizeInUseBytes: m.DbSizeInUse, QuotaBytes: m.Quota, QuotaAssumed: m.QuotaAssumed, QuotaUse: m.QuotaUse,
 		LagRevisions: s.behind(), MissedRevisions: s.feed.Missed, LostConnections: s.feed.Lost, ChunksCounted: !s.feed.Refused,
+		Connected: s.feed.Problem == "", AskedAt: s.polled.UTC(),
 		Notes: append([]string{}, s.notes()...), Prefixes: []watchRow{},
 	}
 	for _, m := range s.health.Members {
