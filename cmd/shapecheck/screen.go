@@ -279,8 +279,8 @@ const screenHelp = `shapecheck watch
  space or p       pause the display               /            filter by name
  esc              clear the filter                q, ctrl-C    quit
 
-Rates are of the last 5 seconds, or of --interval where that is longer; trends of the last minute, each to its own
-scale. Rows in which nothing was written in the last 5 seconds are dim.
+Rates are of the last 5 seconds, or of --interval where that is longer;
+trends are of the last minute, each to its own scale. Rows in which nothing was written in the last 5 seconds are dim.
 
 puts/s, deletes/s  of keys of applications
 bytes/s            keys and values as they are stored, chunks included
