@@ -280,7 +280,8 @@ const screenHelp = `shapecheck watch
  esc              clear the filter                q, ctrl-C    quit
 
 Rates are of the last 5 seconds, or of --interval where that is longer;
-trends are of the last minute, each to its own scale. Rows in which nothing was written in the last 5 seconds are dim.
+trends are of the last minute, each to its own scale. Rows in which nothing was
+written in that time are dim.
 
 puts/s, deletes/s  of keys of applications
 bytes/s            keys and values as they are stored, chunks included
