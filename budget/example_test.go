@@ -85,7 +85,7 @@ func ExampleConfig_Paces() {
 
 	// Output:
 	// false true
-	// 500 revisions/s and 2.0 MiB/s
+	// 500 revisions/s and 2.10 MB/s
 	// budget: invalid config: Shared is set, Rates.Revisions is 0: set what all clients together may take in a second
 }
 

@@ -124,7 +124,7 @@ func TestChecker(t *testing.T) {
 		"all chunks are gone":  {func(s *shelf) { delete(s.kvs, chunksOf(s, "leased")[0]) }, damaged, "leased", 1, "1 of 1 chunks are missing, the first is "},
 		"a chunk is altered":   {func(s *shelf) { s.kvs[chunksOf(s, "a\x00b")[0]].Value[5] ^= 1 }, damaged, "a\x00b", 0, "has checksum"},
 		"a list is gone":       {func(s *shelf) { k := chunksOf(s, "huge"); delete(s.kvs, k[len(k)-1]) }, damaged, "huge", 1, "chunks with the list of the others are missing"},
-		"a list is altered":    {func(s *shelf) { k := chunksOf(s, "huge"); s.kvs[k[len(k)-1]].Value[50] ^= 1 }, damaged, "huge", 0, "has checksum"},
+		"a list is altered":    {func(s *shelf) { k := chunksOf(s, "huge"); s.kvs[k[len(k)-1]].Value[5] ^= 1 }, damaged, "huge", 0, "has checksum"},
 		"a manifest is cut":    {func(s *shelf) { kv := s.kvs["a"]; kv.Value = kv.Value[:len(kv.Value)-1] }, damaged, "a", 0, "damaged manifest"},
 		"a manifest is copied": {func(s *shelf) { put(s, []byte("copy"), string(s.kvs["a"].Value), 0) }, damaged, "copy", 0, "written at another key"},
 		"another version":      {func(s *shelf) { s.kvs["a"].Value[4] = 99 }, unread, "a", 0, "99"},
