@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	errNotDialed = errors.New("kvwrap: the client was not made with DialOptions: set clientv3.Config.DialOptions to them")
+	errNotDialed = errors.New("kvwrap: the client was not made with DialOptions, or an interceptor before them refuses what it does not know: set clientv3.Config.DialOptions to them, before others")
 	errNoMembers = fmt.Errorf("%w: Config.Budget.Retention is set and Backend is not: call Dialed with the client, whose members it asks, before anything else, or set Backend", budget.ErrConfig)
 )
 
@@ -34,7 +34,7 @@ var (
 // Nothing is sent, and Config is looked at when a client first uses its connection: where it
 // is not valid, that is the error of each request then, and of Dialed. Each client that is
 // made with the options has stages of its own, whose limits and caches are its own, too. They
-// outlast reconnects, and end with the client: its Close leaves nothing running, but writes
+// outlast reconnects, and end with the client: within seconds its Close leaves nothing running; but writes
 // that PutAsync has taken are lost, and leases expire by themselves, unless Close of the KV
 // that Dialed returns was called before.
 //
@@ -47,6 +47,12 @@ var (
 //
 // Where a value in an event cannot be read, because it is damaged or the user may not, the
 // watch ends, and etcd's watcher closes its channel and tells no reason; a Get does.
+//
+// Interceptors that stand before these options see requests of the application's and then
+// those of the stages for them, ones behind them only the latter. A call of the generated
+// client that asks for headers or trailers gets none, and a stream of watches takes what
+// comes whether it is received or not, as etcd's own watcher does. Where the options are given
+// twice the first ones count.
 func DialOptions(cfg Config) []grpc.DialOption {
 	return dial.New(func(below, above *clientv3.Client) (dial.Chain, error) {
 		switch needed := cfg.Budget.Retention > 0 && cfg.Budget.Backend == nil; {

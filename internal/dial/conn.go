@@ -21,8 +21,8 @@ import (
 // connection knows nothing: call options, and that reads are tried again. The connection
 // itself renews tokens.
 type conn struct {
-	cc      *grpc.ClientConn
-	learned atomic.Pointer[[]grpc.CallOption]
+	cc       *grpc.ClientConn
+	mostSent atomic.Int64 // bytes
 }
 
 var _ grpc.ClientConnInterface = (*conn)(nil)
@@ -37,35 +37,43 @@ func (c *conn) client() *clientv3.Client {
 	return cli
 }
 
-// options are those of etcd's client.
+// options are those of etcd's client, for what the chain sends without a request of the
+// application's: leases, sweeps, reads for watches, batches.
 var options = []grpc.CallOption{
 	grpc.WaitForReady(true), grpc.MaxCallSendMsgSize(2 << 20), grpc.MaxCallRecvMsgSize(math.MaxInt32),
 }
 
-// learn takes over those options of a call that are the same for all calls of a client: how
-// large messages may be, and whether to wait for a connection.
+// learn remembers the largest message that the application has allowed itself to send, which
+// a batch of its writes may be as long as.
 func (c *conn) learn(opts []grpc.CallOption) {
-	if c.learned.Load() != nil {
-		return
-	}
-	all := options[:len(options):len(options)]
 	for _, o := range opts {
-		switch o.(type) {
-		case grpc.FailFastCallOption, grpc.MaxSendMsgSizeCallOption, grpc.MaxRecvMsgSizeCallOption:
-			all = append(all, o)
+		size, ok := o.(grpc.MaxSendMsgSizeCallOption)
+		for n := c.mostSent.Load(); ok && int64(size.MaxSendMsgSize) > n; n = c.mostSent.Load() {
+			if c.mostSent.CompareAndSwap(n, int64(size.MaxSendMsgSize)) {
+				break
+			}
 		}
-	}
-	if len(all) > len(options) {
-		c.learned.CompareAndSwap(nil, &all)
 	}
 }
 
-func (c *conn) options(opts []grpc.CallOption) []grpc.CallOption {
-	all := options
-	if learned := c.learned.Load(); learned != nil {
-		all = *learned
+// options returns the options of what is sent for a request: the request's own, but for those
+// that the answer to it is told through; and those of etcd's client where there is none.
+func (c *conn) options(of call, opts []grpc.CallOption) (all []grpc.CallOption) {
+	if of.opts == nil {
+		all = append(all, options...)
+		if most := c.mostSent.Load(); most > 2<<20 {
+			all = append(all, grpc.MaxCallSendMsgSize(int(most)))
+		}
+		return append(all, opts...)
 	}
-	return append(all[:len(all):len(all)], opts...)
+	for _, o := range of.opts {
+		switch o.(type) {
+		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption:
+		default:
+			all = append(all, o)
+		}
+	}
+	return append(all, opts...)
 }
 
 type fromKey struct{}
@@ -84,6 +92,7 @@ type callKey struct{}
 type call struct {
 	invoker  grpc.UnaryInvoker // of a read, which the client itself tries again
 	streamer grpc.Streamer     // of a stream, which it does not
+	opts     []grpc.CallOption
 }
 
 // As etcd's client has it.
@@ -110,7 +119,7 @@ func (c *conn) Invoke(ctx context.Context, method string, req, reply any, opts .
 	if method == pb.KV_Range_FullMethodName && of.invoker != nil {
 		// The client tries all of it again, with a new token too. It would be a hundred times a
 		// hundred times.
-		return of.invoker(ctx, method, req, reply, c.cc, c.options(opts)...)
+		return of.invoker(ctx, method, req, reply, c.cc, c.options(of, opts)...)
 	}
 	most := 1
 	if again(method) {
@@ -120,7 +129,7 @@ func (c *conn) Invoke(ctx context.Context, method string, req, reply any, opts .
 		if closed(c.cc) {
 			return errClosed
 		}
-		err := c.cc.Invoke(ctx, method, req, reply, c.options(opts)...)
+		err := c.cc.Invoke(ctx, method, req, reply, c.options(of, opts)...)
 		if n == most || status.Code(err) != codes.Unavailable {
 			return err
 		}
@@ -140,9 +149,9 @@ func (c *conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	ctx = context.WithValue(ctx, fromKey{}, fromBelow)
 	if method == pb.KV_RangeStream_FullMethodName && of.streamer != nil {
 		// The client has asked for a token for it already, and does not try streams again.
-		return of.streamer(ctx, desc, c.cc, method, c.options(opts)...)
+		return of.streamer(ctx, desc, c.cc, method, c.options(of, opts)...)
 	}
-	return c.cc.NewStream(ctx, desc, method, c.options(opts)...)
+	return c.cc.NewStream(ctx, desc, method, c.options(of, opts)...)
 }
 
 func unknown(m any) error { return fmt.Errorf("%w: %T over a connection", wire.ErrUnknownRequest, m) }

@@ -182,11 +182,11 @@ func (i *Interceptors) unary(ctx context.Context, method string, req, reply any,
 		return err
 	}
 	c.conn.learn(opts)
-	answering := ctx
+	asked := call{opts: opts}
 	if method == pb.KV_Range_FullMethodName {
-		answering = context.WithValue(ctx, callKey{}, call{invoker: invoker})
+		asked.invoker = invoker
 	}
-	resp, err := c.answer(answering, req, func() error {
+	resp, err := c.answer(context.WithValue(ctx, callKey{}, asked), req, func() error {
 		return invoker(ctx, method, req, reply, cc, opts...)
 	}, reply)
 	if err != nil {

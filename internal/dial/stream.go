@@ -34,7 +34,7 @@ func (i *Interceptors) stream(ctx context.Context, desc *grpc.StreamDesc, cc *gr
 		})
 	}
 	s := &rangeStream{kv: c.KV()}
-	s.ctx, s.cancel = context.WithCancel(context.WithValue(ctx, callKey{}, call{streamer: streamer}))
+	s.ctx, s.cancel = context.WithCancel(context.WithValue(ctx, callKey{}, call{streamer: streamer, opts: opts}))
 	return s, nil
 }
 

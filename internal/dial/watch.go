@@ -344,21 +344,32 @@ func (s *watchStream) progress(resp *pb.WatchResponse) {
 func (s *watchStream) forward(w *watch) {
 	defer w.close()
 	for resp := range w.out {
-		s.say(w.ctx, &pb.WatchResponse{
+		said := &pb.WatchResponse{
 			Header: resp.Header, WatchId: w.id, Events: resp.Events,
 			CompactRevision: resp.CompactRevision, Canceled: resp.Canceled, CancelReason: resp.CancelReason,
-		})
+		}
 		if resp.Canceled {
-			s.over(w)
+			if s.over(w) {
+				s.say(s.ctx, said)
+			}
 			return
 		}
+		s.say(w.ctx, said)
 	}
 }
 
-// over ends a watch at the server where the chain has ended it.
-func (s *watchStream) over(w *watch) {
+// over ends a watch at the server where the chain has ended it, before the application hears
+// of it and uses its identifier again. It reports whether that is to be told: not where the
+// application has canceled it, which the server answers.
+func (s *watchStream) over(w *watch) bool {
 	s.send.Lock()
 	defer s.send.Unlock()
+	w.mu.Lock()
+	canceled := w.canceled
+	w.mu.Unlock()
+	if canceled {
+		return false
+	}
 	s.mu.Lock()
 	ours := s.watches[w.id] == w
 	if ours {
@@ -371,4 +382,5 @@ func (s *watchStream) over(w *watch) {
 			CancelRequest: &pb.WatchCancelRequest{WatchId: w.id},
 		}}) // its error is that of the stream, which receive gets
 	}
+	return true
 }

@@ -13,16 +13,17 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
 // dialed returns a client of a cluster of its own with the stages in its connection, and a
 // plain one.
-func dialed(t *testing.T) (cli, plain *clientv3.Client) {
+func dialed(t *testing.T, more ...grpc.DialOption) (cli, plain *clientv3.Client) {
 	cluster := etcdtest.Start(t, 1, nil)
 	cli, err := clientv3.New(clientv3.Config{
-		Endpoints: cluster.Endpoints(), Logger: zap.NewNop(), DialOptions: kvwrap.DialOptions(kvwrap.Config{}),
+		Endpoints: cluster.Endpoints(), Logger: zap.NewNop(), DialOptions: append(kvwrap.DialOptions(kvwrap.Config{}), more...),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { cli.Close() })
@@ -177,5 +178,31 @@ func TestProgressOfAStream(t *testing.T) {
 				reached[resp.WatchId] = true
 			}
 		}
+	}
+}
+
+// TestACancelIsAnsweredOnce, also where the chain ends the watch at the same time, and then the
+// identifier is free.
+func TestACancelIsAnsweredOnce(t *testing.T) {
+	cli, plain := dialed(t)
+	s := watchStream(t, t.Context(), cli)
+	for i := range 100 {
+		name := fmt.Sprint("a", i)
+		s.create(&pb.WatchCreateRequest{Key: []byte(name), WatchId: 7})
+		created := s.next()
+		require.True(t, created.Created && !created.Canceled, "%v", created)
+		put := make(chan error, 1)
+		go func() {
+			_, err := plain.Put(t.Context(), name, "\xffkvw of a later version")
+			put <- err
+		}()
+		if i%2 == 0 { // the chain may be first
+			require.NoError(t, <-put)
+			put <- nil
+		}
+		require.NoError(t, s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: 7}}}))
+		end := s.next()
+		require.True(t, end.Canceled && end.WatchId == 7, "%v", end)
+		require.NoError(t, <-put)
 	}
 }
