@@ -212,14 +212,20 @@ func (l *reclaimLock) roleHolder(ctx context.Context) (string, error) {
 // prove returns an error unless the lock is held, and a revision that the cluster had
 // when it was or later.
 func (l *reclaimLock) prove(ctx context.Context) (int64, error) {
-	lost := &ReclaimDoubtError{Step: "lock", Reason: "the lock is somebody else's, or nobody's: reclaim again", final: true}
+	lost := func(holder string) error {
+		who := "nobody's any more, since its lease has expired or it was deleted"
+		if holder != "" {
+			who = "somebody else's, " + holder
+		}
+		return &ReclaimDoubtError{Step: "lock", Reason: "the lock is " + who + ": reclaim again", final: true}
+	}
 	if l.role {
 		holder, err := l.roleHolder(ctx)
 		if err != nil && !errors.Is(err, rpctypes.ErrRoleNotFound) {
 			return 0, err
 		}
 		if holder != l.holder {
-			return 0, lost
+			return 0, lost(holder)
 		}
 		resp, err := l.kv.Get(ctx, l.key, clientv3.WithCountOnly())
 		if err != nil {
@@ -227,12 +233,16 @@ func (l *reclaimLock) prove(ctx context.Context) (int64, error) {
 		}
 		return resp.Header.Revision, nil
 	}
-	resp, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).Commit()
+	resp, err := l.kv.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.created)).Else(clientv3.OpGet(l.key)).Commit()
 	if err != nil {
 		return 0, err
 	}
 	if !resp.Succeeded {
-		return 0, lost
+		holder := ""
+		for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+			holder = string(kv.Value)
+		}
+		return 0, lost(holder)
 	}
 	return resp.Header.Revision, nil
 }
