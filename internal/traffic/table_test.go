@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
@@ -112,7 +113,8 @@ func TestNothingIsLost(t *testing.T) {
 		var all Counts
 		for n := range rapid.IntRange(1, 20).Draw(t, "cells") {
 			for range rapid.IntRange(0, 6).Draw(t, "events") {
-				key := strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", ""}), 1, 5).Draw(t, "key"), "/")
+				// etcd has no empty key.
+				key := cmp.Or(strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", ""}), 1, 5).Draw(t, "key"), "/"), "/")
 				size := rapid.IntRange(0, 9).Draw(t, "size")
 				table.Add(put(key, size))
 				all.add(Counts{Puts: 1, Bytes: uint64(size + len(key)), ValueBytes: uint64(size), Largest: uint64(size)})
